@@ -1,0 +1,83 @@
+"""Pictures of a run: sample grids while it trains, the final grid, the denoising film strip and reconstructions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from src.dataset.base import to_float, to_uint8
+from src.errors import require
+from src.files import atomic_path
+from src.model.base import CanDenoise, CanReconstruct, CanSample
+from src.noise import generators, mix
+from src.runtime.pictures import film_strip, grid
+
+log = logging.getLogger(__name__)
+
+
+class Grid(pl.Callback):
+    """Draws ``num_images`` samples from the same noise at each validation, so that the pictures make a flip-book.
+
+    Writes ``<dirpath>/step-<step>.png`` and, at the end, ``final.png``, ``denoising.png`` (models that denoise) and
+    ``reconstruction.png`` (models that reconstruct: originals above their reconstructions); logs them to W&B and
+    TensorBoard. Rank 0 draws alone: a grid is small, and no collective is involved.
+    """
+
+    def __init__(self, dirpath: str, num_images: int = 64, seed: int = 0) -> None:
+        require(num_images >= 1, "num_images", num_images, "must be >= 1")
+        self.dirpath, self.num_images, self.seed = Path(dirpath), num_images, seed
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Samples, or reconstructions where a model cannot sample."""
+        if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
+            picture = (
+                self._samples(pl_module) if isinstance(pl_module.model, CanSample) else self._pairs(trainer, pl_module)
+            )
+            self._save(trainer, f"step-{trainer.global_step:08d}", "samples", picture)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The final pictures."""
+        if not trainer.is_global_zero:
+            return
+        model = pl_module.model
+        if isinstance(model, CanSample):
+            self._save(trainer, "final", "final_samples", self._samples(pl_module))
+        if isinstance(model, CanDenoise):
+            times, states, estimates = model.trajectory(8, generator=self._noise(8))
+            self._save(trainer, "denoising", "denoising", film_strip(times, to_uint8(states), to_uint8(estimates)))
+        if isinstance(model, CanReconstruct):
+            self._save(trainer, "reconstruction", "reconstruction", self._pairs(trainer, pl_module))
+
+    @torch.no_grad()
+    def _samples(self, pl_module: pl.LightningModule) -> np.ndarray:
+        images = pl_module.model.sample(self.num_images, generator=self._noise(self.num_images))
+        return grid(to_uint8(images))
+
+    @torch.no_grad()
+    def _pairs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> np.ndarray:
+        """Rows of validation images, each above the row of their reconstructions."""
+        data = trainer.datamodule.splits["val"]
+        width = 8
+        num = min(len(data), self.num_images // 2 // width * width or width)
+        images = data.images[torch.arange(num)]
+        again = to_uint8(pl_module.model.reconstruct(to_float(images).to(pl_module.device))).cpu()
+        rows = [row for pair in zip(images.split(width), again.split(width), strict=True) for row in pair]
+        return grid(torch.cat(rows), columns=width)
+
+    def _noise(self, num: int) -> list[torch.Generator]:
+        return generators([mix(self.seed, "sample", index) for index in range(num)])
+
+    def _save(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
+        with atomic_path(self.dirpath / f"{name}.png") as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(key, [picture], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")

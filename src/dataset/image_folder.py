@@ -1,0 +1,136 @@
+"""Any folder of images, read on demand: flat, with class sub-folders, or with train/ val/ test/ sub-folders."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from src.dataset.base import SPLITS, ImageData, check_split
+from src.errors import DataError, require
+from src.noise import mix
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # by content: a file of another kind is refused whatever its name
+
+
+def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> ImageData:
+    """Images (N, channels, image_size, image_size) of all image files under ``root``, read when they are indexed.
+
+    With ROOT/train (and ROOT/val, ROOT/test) these are the splits; a missing val or test is a tenth of train.
+    Otherwise all of ROOT is cut 80/10/10. Both cuts go by a hash of each file's path, so new files move no other.
+    Labels: the index of the (sorted) sub-folder, or None unless every image lies in a sub-folder.
+    """
+    check_split(split)
+    require(bool(root), "dataset.root", root, "a folder of images")
+    require(image_size >= 1, "image_size", image_size, "an integer of at least 1")
+    require(channels in (1, 3), "channels", channels, "1 (grey) or 3 (colour)")
+    place = Path(root).expanduser()
+    files = _files_by_split(place)
+    every = [file for part in files.values() for _, file in part]
+    if not every:
+        raise DataError(f"dataset.root={place} holds no image ({', '.join(EXTENSIONS)})")
+    if not files[split]:
+        raise DataError(f"dataset.root={place}: none of its {len(every)} images falls into {split}: add more")
+    labels = _labels([file for _, file in files[split]], every)
+    paths = [str(place / folder / file) for folder, file in files[split]]
+    return ImageData(FolderImages(paths, image_size, channels), labels)
+
+
+class FolderImages:
+    """Image files as uint8 (B, channels, image_size, image_size): shorter side resized, centre cropped."""
+
+    def __init__(self, paths: Sequence[str], image_size: int, channels: int) -> None:
+        self.paths = np.array([os.fsencode(path) for path in paths])  # one array, so that workers share its memory
+        self.image_size, self.channels = image_size, channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Sequence[int] | Tensor) -> Tensor:
+        positions = torch.as_tensor(index, dtype=torch.long).tolist()
+        images = torch.empty(len(positions), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        for image, position in zip(images, positions, strict=True):
+            image.copy_(read_image(os.fsdecode(self.paths[position]), self.image_size, self.channels))
+        return images
+
+
+def read_image(path: str, image_size: int, channels: int) -> Tensor:
+    """One image file as uint8 (channels, image_size, image_size); LANCZOS with PIL's antialias; alpha is dropped.
+
+    Raises DataError naming the file when it is corrupt, truncated, of another format or larger than PIL's limit.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                picture = _convert(opened, "L" if channels == 1 else "RGB")
+        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's decoders raise many kinds on damaged files
+        raise DataError(f"cannot read image {path}: {error}") from error
+    return torch.from_numpy(np.array(picture)).view(image_size, image_size, channels).permute(2, 0, 1)
+
+
+def _convert(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits of grey: keep the upper 8, where PIL may clip
+        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode != mode:
+        picture = picture.convert("RGB")
+    return picture.convert(mode)
+
+
+def _files_by_split(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """Per split its image files as (folder below root, path below that folder), sorted."""
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root} is not a folder: set dataset.root to a folder of images")
+    folders = [split for split in SPLITS if (root / split).is_dir()]
+    if folders and "train" not in folders:
+        raise DataError(f"dataset.root={root} has {' and '.join(folders)} but no train: add it, or rename them")
+    files: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
+    pool = "train" if folders else ""
+    for file in _find_images(root / pool):
+        share = _share(file)
+        files["train" if share in folders else share].append((pool, file))
+    for split in set(folders) - {"train"}:
+        files[split] = [(split, file) for file in _find_images(root / split)]
+    return files
+
+
+def _share(file: str) -> str:
+    """Split of a file in an 80/10/10 cut, a function of its relative path alone."""
+    return {0: "val", 1: "test"}.get(mix("image_folder", "split", file) % 10, "train")
+
+
+def _find_images(folder: Path) -> list[str]:
+    """Sorted paths below ``folder`` of its image files; hidden files and folders are left out."""
+    return sorted(path for path in _walk(folder) if path.lower().endswith(EXTENSIONS))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):  # such as the "._photo.jpg" that macOS leaves on foreign disks
+                yield (Path(current) / name).relative_to(folder).as_posix()
+
+
+def _labels(files: list[str], every: list[str]) -> Tensor | None:
+    """Index (long) of each file's first folder among those of ``every`` file; None if some file lies in no folder."""
+    if not all("/" in file for file in every):
+        return None
+    classes = sorted({file.split("/")[0] for file in every})
+    index = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([index[file.split("/")[0]] for file in files])

@@ -1,0 +1,62 @@
+"""Error classes, one per exit code: what went wrong decides how the process ends (see ``docs/errors.md``)."""
+
+from __future__ import annotations
+
+
+class ProjectError(Exception):
+    """An error with a message for the user: one line that names the setting, its value and what is allowed."""
+
+    exit_code = 1
+
+
+class ConfigError(ProjectError, ValueError):
+    """A setting has a value that cannot work. Constructors write ``name=value: what is allowed``."""
+
+    exit_code = 2
+
+    def under(self, path: str) -> ConfigError:
+        """The same error with the path in front: ``num_steps=0: ...`` becomes ``sampler.num_steps=0: ...``."""
+        text = str(self)
+        return self if text.startswith(f"{path}.") else ConfigError(f"{path}.{text}")
+
+
+class DataError(ProjectError):
+    """A data set is missing, empty, damaged or does not fit the task."""
+
+    exit_code = 3
+
+
+class CheckpointError(ProjectError):
+    """A checkpoint is missing, damaged, untrusted or belongs to another model."""
+
+    exit_code = 4
+
+
+class StorageError(ProjectError):
+    """Reading or writing failed: disk full, no permission, directory in use."""
+
+    exit_code = 5
+
+
+class NonFiniteError(ProjectError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 6
+
+
+class MemoryExhaustedError(ProjectError):
+    """The device or the machine ran out of memory."""
+
+    exit_code = 7
+
+
+class WorkerLostError(ProjectError):
+    """A data worker or a rank died."""
+
+    exit_code = 8
+
+
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ``ConfigError('name=value: allowed')`` unless ``holds``; the command line adds the path of the setting."""
+    if not holds:
+        raise ConfigError(f"{name}={value}: {allowed}")

@@ -1,0 +1,83 @@
+"""What features are: numbers from images, in which generated and real images are compared (Heusel et al. 2017)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+class ImageSource(Protocol):
+    """Images indexed by a list of positions: a uint8 tensor (N, C, H, W), or a lazy reader with the same indexing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Sequence[int]) -> Tensor:
+        """Return the images at ``index``: uint8 (len(index), C, H, W)."""
+
+
+@runtime_checkable
+class CanClassify(Protocol):
+    """Features that come from a classifier can also say what they see (Inception score and its relatives)."""
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities (B, num_classes) float32 of uint8 images (B, C, H, W)."""
+
+
+class Features(nn.Module, ABC):
+    """Frozen map from images to features: ``features(uint8 (B, C, H, W)) -> (B, num_features) float32``.
+
+    name: part of the logged name (``val/fid_<name>``). The answer does not depend on the surroundings: always eval
+    mode, no gradient and float32, also under autocast; images are moved to the features' device.
+    """
+
+    name: str
+    num_features: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device before there are weights
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Hash of all that defines the features: numbers may be compared where keys are equal."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed; ``.to(device)`` moves it."""
+        return self._anchor.device
+
+    def fit(self, images: ImageSource, labels: Tensor | None) -> None:
+        """Train on a data set, where the features are trained; nothing to do for pretrained ones."""
+        return
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, num_features) float32 of uint8 images (B, C, H, W)."""
+        return self._frozen(self._extract, images)
+
+    def train(self, mode: bool = True) -> Features:
+        """Stay in eval mode, whatever module the features are a part of."""
+        return super().train(False)
+
+    @abstractmethod
+    def _extract(self, images: Tensor) -> Tensor:
+        """Compute the features of checked images on the right device."""
+
+    def _frozen(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Run ``compute`` on uint8 images without gradient, in float32."""
+        check_images(images)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return compute(images.to(self.device)).float()
+
+
+def check_images(images: Tensor) -> None:
+    """Raise TypeError unless the images are a uint8 tensor, ValueError unless it is (B, C, H, W)."""
+    kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+    if kind != torch.uint8:
+        raise TypeError(f"images are {kind}: features take uint8 in 0..255, round(127.5 * x + 127.5) of x in [-1, 1]")
+    if images.dim() != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}: features take (B, C, H, W)")

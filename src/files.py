@@ -1,0 +1,67 @@
+"""Files that are either whole or absent: atomic writes and content hashes (standard library only)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.errors import StorageError
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``target`` that replaces it only when the block succeeds.
+
+    The file is flushed to disk before the rename, so after a crash ``target`` is the old or the new file, never half
+    of one. Raises StorageError naming the path when the disk refuses.
+    """
+    target = Path(target)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 (whatever JSON can hold)
+    """Write JSON atomically, sorted and indented so that two files can be compared line by line."""
+    write_text(target, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def content_hash(*parts: bytes | str) -> str:
+    """Hexadecimal BLAKE2b hash (32 characters) of the parts and their lengths."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,89 @@
+"""The denoising diffusion model: DDPM with any schedule, prediction, weighting and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import ConfigError
+from src.model.base import GenerativeModel
+from src.noise import Generators, randint, randn
+from src.prediction import Prediction
+from src.schedule.base import NoiseSchedule
+from src.weighting import Weighting
+
+
+class Diffusion(GenerativeModel):
+    """DDPM (Ho et al. 2020): the network is trained on the weighted squared error of its prediction (eq. 14).
+
+    network: (x_t (B, C, H, W), t (B,)) -> output (B, C, H, W). sampler: a function of src/sampler with its settings
+    filled in. shape: (C, H, W) of what is diffused. clip_denoised: clip x0-hat to [-1, 1] while sampling.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        prediction: Prediction,
+        weighting: Weighting,
+        sampler: Callable[..., Tensor],
+        shape: Sequence[int],
+        clip_denoised: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                "network: diffusion needs a denoiser that maps (x_t, t) to an image: unet, unet_small or mlp"
+            )
+        self.network, self.schedule = network, schedule
+        self.prediction, self.weighting, self.sampler = prediction, weighting, sampler
+        self.shape, self.clip_denoised = tuple(shape), clip_denoised
+        try:  # one pixel through the sampler: what it would refuse after hours of training, it refuses now
+            sampler(lambda x_t, t: x_t, schedule, torch.zeros(1, 1, 1, 1))
+        except ConfigError as error:
+            raise error.under("sampler") from error
+
+    def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
+        """Weighted squared error at t uniform in 1..T; "mse" is the unweighted one, both means over pixels."""
+        t = randint(1, self.schedule.num_timesteps + 1, len(x), generator, x.device)
+        eps = randn(x.shape, generator, x.device, x.dtype)
+        signal, sigma = self.schedule.scales(t)
+        output = self.network(self.schedule.add_noise(x, eps, t), t)
+        error = (output - self.prediction.target(x, eps, signal, sigma)).square().mean((1, 2, 3), keepdim=True)
+        _, c_out = self.prediction.coefficients(signal, sigma)
+        return {"loss": (self.weighting(signal, sigma, c_out) * error).mean(), "mse": error.mean()}
+
+    def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Estimate of x_0 from x_t (B, C, H, W) at t (B,) long, clipped to the range of images if so configured."""
+        signal, sigma = self.schedule.scales(t)
+        x0 = self.prediction.to_x0(self.network(x_t, t).to(x_t.dtype), x_t, signal, sigma)
+        return x0.clamp(-1, 1) if self.clip_denoised else x0
+
+    def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Images (num, C, H, W) in [-1, 1] by the sampler, from noise x_T."""
+        return self._sample(self.denoise, num, generator)
+
+    @torch.no_grad()
+    def trajectory(self, num: int, generator: Generators = None) -> tuple[list[int], Tensor, Tensor]:
+        """Times T ... 0 at which the sampler asks the network, states x_t there and estimates x0-hat.
+
+        States and estimates are (len(times), num, C, H, W); the last of both is the sample.
+        """
+        times, states, estimates = [], [], []
+
+        def recording(x_t: Tensor, t: Tensor) -> Tensor:
+            x0 = self.denoise(x_t, t)
+            times.append(int(t[0]))
+            states.append(x_t)
+            estimates.append(x0)
+            return x0
+
+        last = self._sample(recording, num, generator)
+        return [*times, 0], torch.stack([*states, last]), torch.stack([*estimates, last])
+
+    def _sample(self, denoise: Callable[[Tensor, Tensor], Tensor], num: int, generator: Generators) -> Tensor:
+        device = next(self.network.parameters()).device
+        noise = randn((num, *self.shape), generator, device)
+        return self.sampler(denoise, self.schedule, noise, generator=generator).clamp(-1, 1)

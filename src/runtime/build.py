@@ -1,0 +1,64 @@
+"""Objects from configuration nodes, with errors that name the setting as the user types it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from src.errors import ConfigError, ProjectError
+
+
+def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (whatever the node's target returns)
+    """Instantiate the node at ``path``; ``filled_in`` are arguments that only the caller has.
+
+    Errors of constructors keep their class and get the setting's full name; what they reject otherwise (ValueError,
+    TypeError) becomes ConfigError.
+    """
+    node = OmegaConf.select(cfg, path)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **filled_in)
+    except InterpolationKeyError as error:
+        raise ConfigError(f"{path}: {_missing_part(cfg, str(error))}") from error
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        found = re.search(r"full_key: (\S+)", str(error))
+        where = found[1] if found else path
+        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        name = re.match(r"([A-Za-z_][\w.]*)=", message)
+        setting = _as_typed(cfg, f"{where}.{name[1]}") if name else _as_typed(cfg, where)
+        line = f"{setting}{message[len(name[1]) :]}" if name else f"{setting}: {message}"
+        if isinstance(cause, ProjectError) and not isinstance(cause, ConfigError):
+            raise type(cause)(message) from error
+        if isinstance(cause, OSError | MemoryError):
+            raise cause from error
+        raise ConfigError(line) from error
+
+
+def _as_typed(cfg: DictConfig, path: str) -> str:
+    """Follow interpolations: ``model.schedule.offset`` is ``schedule.offset`` where model.schedule is ${schedule}."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    done: list[str] = []
+    parts = path.split(".")
+    node: Any = raw
+    while parts:
+        part = parts.pop(0)
+        node = node.get(part) if isinstance(node, dict) else None
+        done.append(part)
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+        if reference:
+            done, node = [], raw
+            parts = reference[1].split(".") + parts
+    return ".".join(done)
+
+
+def _missing_part(cfg: DictConfig, text: str) -> str:
+    """Explain an interpolation that leads nowhere: mostly a network that does not belong to the model."""
+    key = re.search(r"Interpolation key '([^']+)'", text)
+    if key and key[1].startswith("network."):
+        return f"needs a network with an {key[1].split('.')[1]}: network=conv_autoencoder or network=mlp_autoencoder"
+    return text.splitlines()[0]

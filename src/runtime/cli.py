@@ -1,0 +1,112 @@
+"""The one wrapper of ``hydra.main``, for all entry points: literal paths, one-line errors, exit codes.
+
+Nothing heavy is imported here: ``--help`` and ``--cfg job`` answer before torch would have been read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from src.runtime.explain import explain
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+RUN_DIR = "hydra.run.dir"
+LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
+LITERAL |= {"dataset.root", "features.weights"}
+
+OmegaConf.register_new_resolver("suffix", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, ...] = ()) -> None:
+    """Compose ``conf/<config_name>.yaml`` with the command line, call ``task(cfg)``, and exit with a code that tells.
+
+    of_run: first words of overrides that concern the configuration of an existing run, not this one (``sampler`` for
+    ``sample``); they are handed over unparsed as the list ``cfg.overrides``. Exit codes: 0 done, 2 configuration,
+    3 data, 4 checkpoint, 5 input/output, 6 non-finite, 7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a
+    defect of this program (with a traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
+    """
+    traced = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
+    own, passed_on = split_overrides(sys.argv[1:], of_run)
+    sys.argv[1:] = [literal(word) for word in own]
+
+    def job(cfg: DictConfig) -> Any:  # noqa: ANN401
+        _quiet_logging()
+        with open_dict(cfg):
+            if of_run:
+                cfg.overrides = passed_on
+            else:
+                _place_run(cfg)
+        try:
+            return task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra goes on with the other jobs and raises this at the end
+            raise _Ended from error
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except BaseException as ended:
+        error = ended.__cause__ if isinstance(ended, _Ended) else ended
+        code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
+        if traced or code == 1:
+            traceback.print_exception(error)
+        if message:
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+class _Ended(BaseException):
+    """Carries an error of the task past Hydra, which would print a line of its own."""
+
+
+def split_overrides(words: list[str], of_run: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Words for this entry point, and those of the run (``sampler=``, ``sampler.num_steps=``)."""
+    passed_on = [word for word in words if re.split(r"[.=@]", word, maxsplit=1)[0] in of_run and "=" in word]
+    return [word for word in words if word not in passed_on], passed_on
+
+
+def literal(word: str) -> str:
+    """Quote the value of a path setting so that Hydra's grammar takes ``=``, commas, blanks and any letter literally.
+
+    ``hydra.run.dir`` becomes ``run_dir``: Hydra itself would create the directory before anything is checked.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or key.lstrip("+") not in LITERAL or value in ("", "null"):
+        return word
+    key = key.replace(RUN_DIR, "run_dir")
+    if value[0] == value[-1] and value[0] in "'\"" and len(value) > 1:
+        return f"{key}={value}"
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
+    return f"{key}='{escaped}'"
+
+
+def _place_run(cfg: DictConfig) -> None:
+    """Fix the run directory: as asked, or new; the jobs of a multirun lie side by side in its folder."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        choices = hydra_config.runtime.choices
+        cfg.run_dir = f"{hydra_config.sweep.dir}/{hydra_config.job.num}-{choices.model}-{choices.dataset}"
+    cfg.run_dir = str(Path(cfg.run_dir).expanduser().resolve())
+    with read_write(hydra_config), open_dict(hydra_config):  # Lightning hands this directory to the processes of further ranks
+        hydra_config.runtime.output_dir = cfg.run_dir
+
+
+def _quiet_logging() -> None:
+    """Plain messages on standard output; libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("src").setLevel(logging.INFO)

@@ -1,0 +1,207 @@
+"""Loaders: order, augmentation and noise seeds are functions of (seed, epoch, step, position), never of rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.dataset.base import SPLITS, Batch, ImageData, to_float
+from src.errors import ConfigError, DataError, require
+from src.noise import generator, mix
+from src.runtime.build import build
+
+Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
+BINARIZE = (None, "static", "dynamic")
+
+
+def data_of(cfg: DictConfig) -> ImageDataModule:
+    """The data that ``cfg.dataset`` describes, read. Raises DataError or ConfigError with the setting's name."""
+    node = cfg.dataset
+    try:
+        return ImageDataModule(
+            load=build(cfg, "dataset.load"),
+            image_shape=node.image_shape,
+            global_batch_size=node.global_batch_size,
+            seed=cfg.seed,
+            num_workers=node.num_workers,
+            flip=node.flip,
+            binarize=node.binarize,
+        )
+    except ConfigError as error:
+        raise error.under("dataset") from error
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """The three splits of a data set as loaders.
+
+    load: split -> ImageData. image_shape: what the config says, checked against the images. global_batch_size: images
+    per optimiser step, over devices, nodes and accumulation. flip: mirror each training image with probability 1/2.
+    binarize: null, ``static`` (each image's bits are drawn once) or ``dynamic`` (drawn anew at every visit).
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], ImageData],
+        image_shape: Sequence[int],
+        global_batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        flip: bool = False,
+        binarize: str | None = None,
+    ) -> None:
+        super().__init__()
+        require(global_batch_size >= 1, "dataset.global_batch_size", global_batch_size, "must be >= 1")
+        require(num_workers >= 0, "dataset.num_workers", num_workers, "must be >= 0")
+        require(binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic")
+        self.splits = {split: load(split=split) for split in SPLITS}
+        for split, data in self.splits.items():
+            if data.image_shape != tuple(image_shape):
+                raise DataError(f"dataset.image_shape={list(image_shape)}: {split} images are {list(data.image_shape)}")
+        size = len(self.splits["train"])
+        allowed = f"must be at most the {size} images of the training split"
+        require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
+        self.global_batch_size, self.seed, self.num_workers = global_batch_size, seed, num_workers
+        self.flip, self.binarize = flip, binarize
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by seed and epoch; this rank's share of every global batch."""
+        data = self.splits["train"]
+        plan = TrainPlan(len(data), self.seed, self.global_batch_size, self._shares())
+        return ResumableLoader(self._batches(data, flip=self.flip), plan, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation split in order, the same noise at every validation."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """The test split in order."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        data, trainer = self.splits[split], self.trainer
+        plan = EvalPlan(
+            len(data), mix(self.seed, split), self.global_batch_size, trainer.global_rank, trainer.world_size
+        )
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(self._batches(data, flip=False), batch_size=None, sampler=plan, **workers)
+
+    def _batches(self, data: ImageData, flip: bool) -> Batches:
+        return Batches(data, self.seed, flip, self.binarize)
+
+    def _shares(self) -> tuple[int, int, int]:
+        """(accumulation, world size, rank): how a global batch is cut."""
+        trainer = self.trainer
+        accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+        if self.global_batch_size % (accumulate * world):
+            raise ConfigError(
+                f"dataset.global_batch_size={self.global_batch_size}: must be divisible by {accumulate * world} "
+                f"({world} devices x trainer.accumulate_grad_batches={accumulate})"
+            )
+        return accumulate, world, trainer.global_rank
+
+
+class Batches(Dataset):
+    """Turns a key (indices, seeds) into a Batch, many images at a time."""
+
+    def __init__(self, data: ImageData, seed: int, flip: bool, binarize: str | None) -> None:
+        self.data, self.seed, self.flip, self.binarize = data, seed, flip, binarize
+
+    def __getitem__(self, key: Key) -> Batch:
+        indices, seeds = key
+        pick = torch.tensor(indices)
+        x = to_float(self.data.images[pick])
+        if self.flip:
+            mirrored = torch.tensor([mix(seed, "flip") % 2 == 1 for seed in seeds])
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+        if self.binarize:
+            x = self._bits(x, indices, seeds)
+        return Batch(x, None if self.data.labels is None else self.data.labels[pick], seeds)
+
+    def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
+        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2."""
+        keys = seeds if self.binarize == "dynamic" else [mix(self.seed, "static", i) for i in indices]
+        uniform = torch.stack([torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys])
+        return 2 * (uniform < (x + 1) / 2).float() - 1
+
+
+class TrainPlan(Sampler[Key]):
+    """Keys of one rank's micro-batches: every global batch is cut into accumulation x rank slices by position."""
+
+    def __init__(self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]) -> None:
+        self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
+        self.accumulate, self.world_size, self.rank = shares
+        self.epoch, self.done = -1, 0  # batches of this epoch already given out
+
+    def __len__(self) -> int:
+        return self.num_images // self.global_batch_size * self.accumulate
+
+    def __iter__(self) -> Iterator[Key]:
+        order = torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch)).tolist()
+        size = self.global_batch_size // (self.accumulate * self.world_size)
+        for batch in range(self.done, len(self)):
+            step, micro = divmod(batch, self.accumulate)
+            first = (micro * self.world_size + self.rank) * size
+            positions = range(first, first + size)
+            start = step * self.global_batch_size
+            indices = [order[start + p] for p in positions]
+            yield indices, [mix(self.seed, "train", self.epoch, step, p) for p in positions]
+
+
+class EvalPlan(Sampler[Key]):
+    """Keys of one rank's share of a split, in order; an image's seed depends on its index alone."""
+
+    def __init__(self, num_images: int, seed: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.seed, self.batch_size = seed, batch_size
+        self.mine = range(rank, num_images, world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        for start in range(0, len(self.mine), self.batch_size):
+            indices = list(self.mine[start : start + self.batch_size])
+            yield indices, [mix(self.seed, index) for index in indices]
+
+
+class ResumableLoader(DataLoader):
+    """Training loader whose position is part of the checkpoint: a resumed epoch goes on at the next batch.
+
+    Lightning saves and restores ``state_dict`` by itself. The first iteration after a restore continues the epoch,
+    every other one begins the next.
+    """
+
+    def __init__(self, batches: Batches, plan: TrainPlan, num_workers: int) -> None:
+        # An own generator: creating an iterator then draws nothing from torch's global one.
+        super().__init__(
+            batches,
+            batch_size=None,
+            sampler=plan,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),
+        )
+        self._continues = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        plan = self.sampler
+        if not self._continues:
+            plan.epoch, plan.done = plan.epoch + 1, 0
+        self._continues = False
+        for batch in super().__iter__():
+            plan.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches given out in it."""
+        return {"epoch": self.sampler.epoch, "done": self.sampler.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken; at the end of an epoch, with the next one."""
+        self.sampler.epoch, self.sampler.done = state["epoch"], state["done"]
+        self._continues = 0 < state["done"] < len(self)

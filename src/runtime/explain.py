@@ -1,0 +1,124 @@
+"""From an exception to an exit code and one line that names the setting, its value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from src.errors import ConfigError, ProjectError
+
+DEFECT, CONFIG, DATA, STORAGE, MEMORY, WORKER, INTERRUPTED, TERMINATED = 1, 2, 3, 5, 7, 8, 130, 143
+
+
+def explain(
+    error: BaseException, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]
+) -> tuple[int, str]:
+    """Exit code and message ("" where there is nothing to say) of whatever ended the program."""
+    if isinstance(error, SystemExit):
+        return _exit(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, ProjectError):
+        return error.exit_code, _one_line(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return CONFIG, _unknown_option(error)
+    if isinstance(error, MissingMandatoryValue):
+        return CONFIG, f"{error.full_key}: must be given, as in {error.full_key}=..."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return CONFIG, _bad_override(error, conf, config_name, overrides, of_run)
+    return _outside(error)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """``; did you mean X?`` for the known name closest to ``name``, or an empty string."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _exit(error: SystemExit) -> tuple[int, str]:
+    """Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; Hydra's own exits (``--help``) pass through."""
+    if type(error).__name__ == "SIGTERMException":
+        return TERMINATED, "terminated (SIGTERM)"
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return (
+        (error.code, "")
+        if isinstance(error.code, int)
+        else (0 if error.code is None else CONFIG, str(error.code or ""))
+    )
+
+
+def _outside(error: BaseException) -> tuple[int, str]:
+    """Errors of the libraries below us, by kind."""
+    text = _one_line(error)
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return (
+            MEMORY,
+            f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
+        )
+    if "DataLoader worker" in text:
+        return WORKER, f"{text}; try dataset.num_workers=0"
+    if type(error).__name__ == "MisconfigurationException":
+        return CONFIG, text
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return STORAGE, f"{error.strerror or text}:{where}{advice}"
+    return DEFECT, f"unexpected {type(error).__name__}: {text}"
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    options = sorted(error.options or [])
+    return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
+
+
+def _bad_override(error: Exception, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]) -> str:
+    """Name the override that did not fit, with the nearest setting that exists."""
+    text = _one_line(error)
+    match = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", f"{error}")
+    if not match:
+        return re.sub(r"^Error parsing override ", "", text)
+    key = (match[1] or match[2]).split("@")[0]
+    guilty = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
+    if key == "hydra" or not guilty:
+        return text
+    known = _known(conf, config_name, [word for word in overrides if word not in guilty])
+    if "." not in key and (conf / key).is_dir():
+        return f"{guilty[0]}: nothing in this configuration uses the group {key!r} (another model may)"
+    also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
+    return f"{guilty[0]}: there is no setting {key!r}{nearest(key, known)}{also} (see --help)"
+
+
+def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
+    """Names of all settings and groups of the configuration without the override at fault."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            cfg = compose(config_name, [word for word in overrides if "=" in word and not word.startswith("hydra")])
+    except (HydraException, OmegaConfBaseException, ConfigError):
+        return []
+    return _keys(cfg, "") + [folder.name for folder in conf.iterdir() if folder.is_dir()]
+
+
+def _keys(node: DictConfig, prefix: str) -> list[str]:
+    names = []
+    for key in node:
+        names.append(f"{prefix}{key}")
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            names += _keys(child, f"{prefix}{key}.")
+    return names
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return "; ".join(lines[:2]) or type(error).__name__

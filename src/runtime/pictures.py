@@ -1,0 +1,44 @@
+"""Images as pictures that a person can look at: grids and film strips, small images enlarged without smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+CELL = 48  # pixels: images smaller than this are enlarged by a whole factor
+
+
+def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
+    """uint8 (N, C, H, W) -> one RGB picture (H', W', 3) uint8, rows of ``columns`` images (default: about square)."""
+    images = images.cpu()
+    columns = columns or max(1, round(len(images) ** 0.5))
+    factor = max(1, -(-CELL // images.shape[-1]))
+    large = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    return make_grid(large, nrow=columns, padding=max(2, factor // 2), pad_value=96).permute(1, 2, 0).numpy()
+
+
+def film_strip(times: Sequence[int], states: Tensor, estimates: Tensor, frames: int = 10) -> np.ndarray:
+    """A denoising run as an RGB picture: states x_t above, estimates of x_0 below, one column for each shown time.
+
+    times: T ... 0. states, estimates: uint8 (len(times), N, C, H, W), one row of the strip for each of the N images.
+    """
+    shown = sorted({round(i) for i in np.linspace(0, len(times) - 1, min(frames, len(times)))})
+    figure = Figure(figsize=(1.0 * len(shown) + 1, 0.62 * 2 * states.shape[1] + 1.2), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    titles = ("state $x_t$: noise (left) becomes image (right)", "the network's estimate of $x_0$ at that time")
+    for axes, title, tensor in zip(figure.subplots(2, 1), titles, (states, estimates), strict=True):
+        rows = torch.stack([tensor[i] for i in shown], dim=1).flatten(0, 1)
+        picture = grid(rows, columns=len(shown))
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=10)
+        width = picture.shape[1] / len(shown)
+        axes.set_xticks([width * (i + 0.5) for i in range(len(shown))], [f"t = {times[i]}" for i in shown], fontsize=8)
+        axes.set_yticks([])
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

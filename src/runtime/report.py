@@ -1,0 +1,152 @@
+"""What a run leaves for its reader: metrics.json, the loss curves, and a summary on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from src.files import atomic_path
+from src.runtime.run import typed_overrides
+
+NOT_REPEATED = ("run_dir=", "resume=", "ckpt_path=", "init_from=", "trainer.max_steps=")
+History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
+
+
+def keep_history(run_dir: Path) -> None:
+    """Set ``metrics.csv`` of an earlier part of the run aside as ``metrics-<k>.csv``: Lightning would delete it."""
+    current = run_dir / "metrics.csv"
+    if current.exists():
+        current.rename(run_dir / f"metrics-{len(list(run_dir.glob('metrics-*.csv'))) + 1}.csv")
+
+
+def read_history(run_dir: Path) -> History:
+    """All metrics of a run over the optimiser step; where a resumed part repeats steps, the later part counts."""
+    history: History = defaultdict(lambda: ([], []))
+    older = sorted(run_dir.glob("metrics-*.csv"), key=lambda path: int(path.stem.split("-")[1]))
+    for path in [*older, *run_dir.glob("metrics.csv")]:
+        part = _read_csv(path)
+        begin = min((steps[0] for steps, _ in part.values()), default=0)
+        for steps, values in history.values():
+            kept = sum(step < begin for step in steps)
+            del steps[kept:], values[kept:]
+        for name, (steps, values) in part.items():
+            history[name][0].extend(steps)
+            history[name][1].extend(values)
+    return history
+
+
+def _read_csv(path: Path) -> History:
+    part: History = defaultdict(lambda: ([], []))
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    part[name][0].append(int(row["step"]))
+                    part[name][1].append(float(value))
+    return part
+
+
+def draw_curves(history: History, target: Path) -> None:
+    """Loss curves, and the Fréchet distance beside them where it was measured, as one PNG."""
+    losses = [name for name in ("train/loss", "val/loss") if name in history]
+    distances = [name for name in history if name.startswith("val/fid_")]
+    panels = [names for names in (losses, distances) if names]
+    if not panels:
+        return
+    figure = Figure(figsize=(5.5 * len(panels), 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            sparse = len(history[name][0]) < 30
+            axes.plot(*history[name], label=name, marker="o" if sparse else None, markersize=4, linewidth=1.2)
+        values = [value for name in names for value in history[name][1]]
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.set_xlabel("optimiser step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def show_metrics(metrics: Mapping[str, float], title: str) -> Console:
+    """Print the test and validation metrics as a table with a reading aid; returns the console for more lines."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("reading")
+    for name in sorted(metrics, key=lambda n: (not n.startswith("test/"), n)):
+        if name.startswith(("test/", "val/")):
+            table.add_row(name, f"{metrics[name]:.4g}", _reading(name, metrics))
+    console.print(table)
+    return console
+
+
+def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
+    """Print the metrics, where everything lies, and the commands that sample, evaluate and resume this run."""
+    console = show_metrics(metrics, f"Results after {metrics['seconds'] / 60:.1f} min")
+    for label, place in _places(run_dir):
+        console.print(f"  {label:<15} {place}")
+    place = shlex.quote(_short(run_dir))
+    again = [shlex.quote(word) for word in typed_overrides() if not word.startswith(NOT_REPEATED)]
+    longer = f"trainer.max_steps={2 * int(metrics['step'])}"
+    console.print(f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64")
+    console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}")
+    console.print(
+        f"  resume    python -m src.train {' '.join([*again, f'hydra.run.dir={place}', 'resume=auto', longer])}"
+    )
+
+
+def with_sample_size(metrics: Mapping[str, float], num_samples: int) -> dict[str, float]:
+    """Rename ``test/fid_classifier`` to ``test/fid_classifier_360``: distances compare only at equal numbers."""
+    size = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else f"{num_samples}"
+    return {f"{k}_{size}" if k.startswith("test/fid_") else k: v for k, v in metrics.items()}
+
+
+def _reading(name: str, metrics: Mapping[str, float]) -> str:
+    """What a number means, for those that need it."""
+    stage, _, rest = name.partition("/")
+    if rest.startswith("fid_floor_"):
+        return "raw Fréchet distance of the real test split to train: what a perfect model would reach"
+    if rest.startswith("fid_"):
+        floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
+        return (
+            f"{metrics[name] / floor:.2f} x the floor (same features, same number)"
+            if floor
+            else "fewer samples than test/"
+        )
+    if rest.startswith("confident_"):
+        return f"{100 * metrics[name]:.1f} % of the samples convince the classifier (probability > 0.9)"
+    if rest.startswith("accuracy_of_"):
+        return "of the classifier on real test images"
+    return {"elbo": "nats per image", "kl": "nats per image", "reconstruction": "nats per image, log p(x | z)"}.get(
+        rest, ""
+    )
+
+
+def _places(run_dir: Path) -> list[tuple[str, str]]:
+    names = {
+        "samples": "samples/final.png",
+        "denoising": "samples/denoising.png",
+        "reconstruction": "samples/reconstruction.png",
+        "loss curves": "samples/curves.png",
+        "metrics": "metrics.json",
+        "checkpoint": "checkpoints/last.ckpt",
+        "config": "config.yaml",
+    }
+    return [(label, f"{_short(run_dir)}/{name}") for label, name in names.items() if (run_dir / name).exists()]
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where that is shorter to type."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

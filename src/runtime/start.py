@@ -1,0 +1,57 @@
+"""Where a run begins: from nothing, from the state of a run, or from its weights alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from src.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from src.errors import ConfigError, require
+from src.model.base import GenerativeModel
+
+log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """path: checkpoint whose whole state is restored, or None. content: checkpoint that must fit the model, or None."""
+
+    path: Path | None = None
+    content: dict[str, Any] | None = None
+    resumes: bool = False  # goes on in a run directory that may be in use
+
+    def give_weights(self, model: GenerativeModel) -> None:
+        """Load the weights; where the whole state is restored later, this checks that the checkpoint fits."""
+        if self.content is not None:
+            load_weights(model, self.content)
+
+
+def starting_point(cfg: DictConfig) -> Start:
+    """Read ``resume``, ``ckpt_path`` and ``init_from``; at most one of them may be set.
+
+    resume=auto goes on in the same run directory and starts afresh where it holds no checkpoint; ckpt_path begins a
+    new run directory from the full state of a run; init_from takes the (averaged) weights alone.
+    """
+    chosen = [f"{key}={cfg[key]}" for key in ("resume", "ckpt_path", "init_from") if cfg[key] is not None]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)}: give only one of resume, ckpt_path and init_from")
+    if cfg.init_from is not None:
+        return Start(content=read_checkpoint(cfg.init_from, "init_from"))
+    if cfg.ckpt_path is not None:
+        return _full_state(find_checkpoint(cfg.ckpt_path), cfg)
+    require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
+    last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
+    if cfg.resume == "auto" and last.is_file():
+        return _full_state(last, cfg)._replace(resumes=True)
+    return Start(resumes=cfg.resume == "auto")
+
+
+def _full_state(path: Path, cfg: DictConfig) -> Start:
+    content = read_checkpoint(path)
+    log.info("continuing from %s (step %d)", path, content["global_step"])
+    limit = cfg.trainer.max_steps
+    if limit is not None and 0 < limit <= content["global_step"]:
+        log.warning("nothing left to train: trainer.max_steps=%d, the checkpoint is at that step or beyond", limit)
+    return Start(path, content)

@@ -1,0 +1,23 @@
+"""The cosine schedule of Nichol & Dhariwal 2021."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from src.errors import require
+from src.schedule.base import NoiseSchedule, check_num_timesteps
+
+
+def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+    """alpha_bar(t) = f(t) / f(0), f(t) = cos^2((t/T + offset) / (1 + offset) * pi/2) (Improved DDPM eq. 17).
+
+    beta_t = 1 - alpha_bar(t) / alpha_bar(t - 1) is clipped at ``max_beta``, as in the paper: alpha_bar(T) would be 0.
+    """
+    check_num_timesteps(num_timesteps)
+    require(offset >= 0, "offset", offset, "must be >= 0")
+    require(0 < max_beta < 1, "max_beta", max_beta, "must be inside (0, 1)")
+    time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+    f = ((time + offset) / (1 + offset) * (math.pi / 2)).cos().square()
+    return NoiseSchedule((1 - f[1:] / f[:-1]).clamp(max=max_beta), name="cosine")

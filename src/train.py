@@ -1,0 +1,87 @@
+"""Train a model: ``python -m src.train model=ddpm schedule=cosine``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from src.runtime.cli import run
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from omegaconf import DictConfig
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, test and report the run that ``cfg`` (conf/train.yaml, composed) describes; return its optimised metric.
+
+    Every object is built, and the data read, before the run directory exists. Raises subclasses of ProjectError.
+    """
+    import pytorch_lightning as pl
+
+    from src.module import GenerativeModule
+    from src.runtime.build import build
+    from src.runtime.checkpoint_io import AtomicCheckpointIO
+    from src.runtime.data import data_of
+    from src.runtime.loggers import close_wandb, loggers_of
+    from src.runtime.run import make_run_directory, plain
+    from src.runtime.start import starting_point
+    from src.runtime.trainer import build_trainer, fill_length
+
+    begin = time.monotonic()
+    pl.seed_everything(cfg.seed, verbose=False)
+    start = starting_point(cfg)
+    data = data_of(cfg)
+    fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
+    module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule"))
+    start.give_weights(module.model)
+    config = plain(cfg)
+    callbacks = [build(cfg, f"callback.{name}") for name, node in cfg.callback.items() if node]
+    trainer = build_trainer(cfg, callbacks=callbacks, plugins=[AtomicCheckpointIO(config)], logger=False)
+    for callback in callbacks:
+        if hasattr(callback, "prepare"):
+            callback.prepare(module.model, data)
+    if trainer.is_global_zero:
+        make_run_directory(cfg, config, resumed=start.resumes)
+    try:
+        trainer.loggers = loggers_of(cfg, config)
+        trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
+        return _finish(cfg, trainer, module, begin)
+    finally:
+        close_wandb()
+
+
+def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float) -> float:
+    """Test under the final weights, write metrics.json and the curves, print the summary."""
+    from pathlib import Path
+
+    from src.errors import ConfigError
+    from src.files import write_json
+    from src.runtime.loggers import log_outcome
+    from src.runtime.report import draw_curves, read_history, show_summary
+
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics["step"] = trainer.global_step
+    trainer.test(module, trainer.datamodule, verbose=False)
+    metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics["parameters"] = sum(p.numel() for p in module.model.parameters())
+    metrics["seconds"] = time.monotonic() - begin
+    if trainer.is_global_zero:
+        run_dir = Path(cfg.run_dir)
+        write_json(run_dir / "metrics.json", metrics)
+        draw_curves(read_history(run_dir), run_dir / "samples" / "curves.png")
+        log_outcome(trainer.loggers, run_dir)
+        show_summary(run_dir, metrics)
+    if cfg.optimized_metric not in metrics:
+        known = ", ".join(name for name in metrics if "/" in name)
+        raise ConfigError(f"optimized_metric={cfg.optimized_metric}: was not logged; there are {known}")
+    return metrics[cfg.optimized_metric]
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    run(train, "train")
+
+
+if __name__ == "__main__":
+    main()
