@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     for stage in (trainer.validate, trainer.test):
         stage(module, data, verbose=False)
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    metrics = with_sample_size(metrics, num_samples)
+    metrics = with_sample_size(metrics, num_samples, len(data.splits["test"]))
     if trainer.is_global_zero:
         target = Path(cfg.output or path.parents[1]) / "evaluation.json"
         write_json(

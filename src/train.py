@@ -62,8 +62,9 @@ def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, be
 
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["step"] = trainer.global_step
-    trainer.test(module, trainer.datamodule, verbose=False)
-    metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    for judge in (trainer.validate, trainer.test):  # the last validation of the fit may be some steps old
+        judge(module, trainer.datamodule, verbose=False)
+        metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["parameters"] = sum(p.numel() for p in module.model.parameters())
     metrics["seconds"] = time.monotonic() - begin
     if trainer.is_global_zero:

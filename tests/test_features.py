@@ -1,4 +1,4 @@
-"""Features: what they promise to a metric, how the classifier is trained and cached, how foreign weights are checked."""
+"""Features: what they promise, how the classifier is trained and cached, how foreign weights are checked."""
 
 import hashlib
 import io

@@ -1,6 +1,7 @@
 """Metrics against closed forms, an independent implementation, and themselves split over ranks."""
 
 import math
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from src.errors import ConfigError
 from src.metric.frechet import FrechetDistance, frechet_distance
@@ -41,7 +41,7 @@ def distance(real, fake):
 
 
 def exact(real, fake):
-    """Oracle from the data, right for any rank: tr (S_1 S_2)^(1/2) is the nuclear norm of the product of both data sets."""
+    """Oracle from the data, right for any rank: tr (S_1 S_2)^(1/2) is the nuclear norm of their product."""
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (real, fake))
     traces = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
     return (real.mean(0) - fake.mean(0)).square().sum() + traces
@@ -96,6 +96,8 @@ def test_constant_images_have_no_covariance():
 
 
 def test_equals_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import, and the second rank imports this file
+
     real, fake = features("a", 300).float(), features("b", 200, mean=0.3).float()
     network = nn.Identity()
     network.num_features = DIM
@@ -142,16 +144,21 @@ def test_batches_and_shards_add_up():
 
 
 def _rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    real, fake = features("a", 90), features("b", 70)
-    share = metric_of(real[rank::2], fake[rank::2])
-    torch.save(share.compute(), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timeout)
+    try:
+        real, fake = features("a", 90), features("b", 70)
+        torch.save(metric_of(real[rank::2], fake[rank::2]).compute(), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_two_ranks_equal_one(tmp_path):
-    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="spawn")
+    other = mp.get_context("spawn").Process(target=_rank, args=(1, str(tmp_path)))
+    other.start()
+    _rank(0, str(tmp_path))  # in this process: starting a second one takes seconds
+    other.join()
+    assert other.exitcode == 0
     expected = distance(features("a", 90), features("b", 70))
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-12, atol=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from src.errors import require
+
 
 class Checkpoint(ModelCheckpoint):
     """Keeps ``best-<step>.ckpt`` by ``monitor`` and ``last.ckpt``; the last is written once more when training ends.
@@ -13,6 +15,8 @@ class Checkpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: str = "min") -> None:
+        advice = "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
+        require(monitor.startswith("val/"), "monitor", monitor, advice)
         super().__init__(
             dirpath,
             filename="best-{step:08d}",

@@ -49,7 +49,7 @@ class Grid(pl.Callback):
         if isinstance(model, CanSample):
             self._save(trainer, "final", "final_samples", self._samples(pl_module))
         if isinstance(model, CanDenoise):
-            times, states, estimates = model.trajectory(8, generator=self._noise(8))
+            times, states, estimates = model.trajectory(5, generator=self._noise(5))
             self._save(trainer, "denoising", "denoising", film_strip(times, to_uint8(states), to_uint8(estimates)))
         if isinstance(model, CanReconstruct):
             self._save(trainer, "reconstruction", "reconstruction", self._pairs(trainer, pl_module))

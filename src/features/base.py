@@ -70,6 +70,7 @@ class Features(nn.Module, ABC):
     def _frozen(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Run ``compute`` on uint8 images without gradient, in float32."""
         check_images(images)
+        self.eval()  # parts built after the constructor start in training mode
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return compute(images.to(self.device)).float()
 

@@ -214,8 +214,10 @@ def _read(images: ImageSource, labels: Tensor | None) -> tuple[Tensor, Tensor]:
 def _load(network: nn.Module, file: Path) -> bool:
     """Fill the network from the cache; False where there is nothing usable."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        if saved["hash"] != _hash(saved["weights"]):  # torch.load does not notice flipped bits
+            raise ValueError("its weights do not match their hash")
+        network.load_state_dict(saved["weights"])
     except FileNotFoundError:
         return False
     except Exception as error:  # damage shows in torch, zip or pickle: the answer is the same
@@ -229,9 +231,13 @@ def _save(network: nn.Module, file: Path) -> None:
     """Keep the weights for later runs; a cache that cannot be written costs time, not the run."""
     try:
         with atomic_path(file) as temporary:
-            torch.save(network.state_dict(), temporary)
+            torch.save({"weights": network.state_dict(), "hash": _hash(network.state_dict())}, temporary)
     except (StorageError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         log.warning("features=classifier: not cached, the next run trains again (%s)", _line(error))
+
+
+def _hash(state: dict[str, Tensor]) -> str:
+    return content_hash(*(part for name, value in state.items() for part in (name, value.numpy().tobytes())))
 
 
 def _line(error: Exception) -> str:

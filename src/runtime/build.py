@@ -20,17 +20,18 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
     TypeError) becomes ConfigError.
     """
     node = OmegaConf.select(cfg, path)
+    raw = OmegaConf.to_container(cfg, resolve=False)  # before: instantiate resolves what the node refers to in place
     try:
         return hydra.utils.instantiate(node, _convert_="all", **filled_in)
     except InterpolationKeyError as error:
-        raise ConfigError(f"{path}: {_missing_part(cfg, str(error))}") from error
+        raise ConfigError(f"{path}: {_missing_part(str(error))}") from error
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         found = re.search(r"full_key: (\S+)", str(error))
         where = found[1] if found else path
         message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         name = re.match(r"([A-Za-z_][\w.]*)=", message)
-        setting = _as_typed(cfg, f"{where}.{name[1]}") if name else _as_typed(cfg, where)
+        setting = _as_typed(raw, f"{where}.{name[1]}") if name else _as_typed(raw, where)
         line = f"{setting}{message[len(name[1]) :]}" if name else f"{setting}: {message}"
         if isinstance(cause, ProjectError) and not isinstance(cause, ConfigError):
             raise type(cause)(message) from error
@@ -39,9 +40,8 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
         raise ConfigError(line) from error
 
 
-def _as_typed(cfg: DictConfig, path: str) -> str:
+def _as_typed(raw: dict[str, Any], path: str) -> str:
     """Follow interpolations: ``model.schedule.offset`` is ``schedule.offset`` where model.schedule is ${schedule}."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
     done: list[str] = []
     parts = path.split(".")
     node: Any = raw
@@ -56,9 +56,11 @@ def _as_typed(cfg: DictConfig, path: str) -> str:
     return ".".join(done)
 
 
-def _missing_part(cfg: DictConfig, text: str) -> str:
+def _missing_part(text: str) -> str:
     """Explain an interpolation that leads nowhere: mostly a network that does not belong to the model."""
     key = re.search(r"Interpolation key '([^']+)'", text)
     if key and key[1].startswith("network."):
         return f"needs a network with an {key[1].split('.')[1]}: network=conv_autoencoder or network=mlp_autoencoder"
+    if key and key[1] == "model.latent_dim":
+        return "needs a denoiser, not an autoencoder: network=unet, network=unet_small or network=mlp"
     return text.splitlines()[0]

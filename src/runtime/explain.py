@@ -111,7 +111,7 @@ def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
 
 def _keys(node: DictConfig, prefix: str) -> list[str]:
     names = []
-    for key in node:
+    for key in (k for k in node if not str(k).startswith("_")):
         names.append(f"{prefix}{key}")
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():

@@ -29,7 +29,8 @@ def film_strip(times: Sequence[int], states: Tensor, estimates: Tensor, frames: 
     times: T ... 0. states, estimates: uint8 (len(times), N, C, H, W), one row of the strip for each of the N images.
     """
     shown = sorted({round(i) for i in np.linspace(0, len(times) - 1, min(frames, len(times)))})
-    figure = Figure(figsize=(1.0 * len(shown) + 1, 0.62 * 2 * states.shape[1] + 1.2), dpi=100, layout="constrained")
+    size = (0.62 * len(shown) + 0.2, 0.62 * 2 * states.shape[1] + 1.3)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     titles = ("state $x_t$: noise (left) becomes image (right)", "the network's estimate of $x_0$ at that time")
     for axes, title, tensor in zip(figure.subplots(2, 1), titles, (states, estimates), strict=True):
@@ -38,7 +39,8 @@ def film_strip(times: Sequence[int], states: Tensor, estimates: Tensor, frames: 
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         width = picture.shape[1] / len(shown)
-        axes.set_xticks([width * (i + 0.5) for i in range(len(shown))], [f"t = {times[i]}" for i in shown], fontsize=8)
+        axes.set_xticks([width * (i + 0.5) for i in range(len(shown))], [times[i] for i in shown], fontsize=8)
+        axes.set_xlabel("t", fontsize=8, labelpad=1)
         axes.set_yticks([])
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

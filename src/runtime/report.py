@@ -107,10 +107,19 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     )
 
 
-def with_sample_size(metrics: Mapping[str, float], num_samples: int) -> dict[str, float]:
-    """Rename ``test/fid_classifier`` to ``test/fid_classifier_360``: distances compare only at equal numbers."""
-    size = f"{num_samples // 1000}k" if num_samples % 1000 == 0 else f"{num_samples}"
-    return {f"{k}_{size}" if k.startswith("test/fid_") else k: v for k, v in metrics.items()}
+def with_sample_size(metrics: Mapping[str, float], num_samples: int, num_real: int) -> dict[str, float]:
+    """Rename ``test/fid_classifier`` to ``test/fid_classifier_360``: distances compare only at equal numbers.
+
+    num_samples: images drawn; num_real: images of the test split, whose distance is the floor.
+    """
+
+    def named(name: str) -> str:
+        if not name.startswith("test/fid_"):
+            return name
+        num = num_real if name.startswith("test/fid_floor_") else num_samples
+        return f"{name}_{num // 1000}k" if num % 1000 == 0 else f"{name}_{num}"
+
+    return {named(name): value for name, value in metrics.items()}
 
 
 def _reading(name: str, metrics: Mapping[str, float]) -> str:
@@ -121,9 +130,9 @@ def _reading(name: str, metrics: Mapping[str, float]) -> str:
     if rest.startswith("fid_"):
         floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
         return (
-            f"{metrics[name] / floor:.2f} x the floor (same features, same number)"
+            f"{metrics[name] / floor:.2f} x the floor"
             if floor
-            else "fewer samples than test/"
+            else "at another number of images than the floor"
         )
     if rest.startswith("confident_"):
         return f"{100 * metrics[name]:.1f} % of the samples convince the classifier (probability > 0.9)"

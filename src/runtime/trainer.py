@@ -26,15 +26,17 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> None:
     if all(trainer[key] is None for key in ("max_steps", "max_epochs", "max_time")):
         trainer.max_steps = cfg.dataset.max_steps
     for key in ("max_steps", "max_epochs"):
-        trainer[key] = -1 if trainer[key] is None else trainer[key]
-        known = isinstance(trainer[key], int) and trainer[key] >= -1 and trainer[key] != 0
-        require(known, f"trainer.{key}", trainer[key], "must be an integer >= 1, or -1 for no limit")
+        length = trainer[key]
+        known = length is None or (isinstance(length, int) and length >= -1 and length != 0)
+        require(known, f"trainer.{key}", length, "must be an integer >= 1, or -1 for no limit")
     accumulate = trainer.accumulate_grad_batches
     counted = isinstance(accumulate, int) and accumulate >= 1
     require(counted, "trainer.accumulate_grad_batches", accumulate, "must be an integer >= 1")
-    lengths = [length for length in (trainer.max_steps, trainer.max_epochs * steps_per_epoch) if length > 0]
+    known_lengths = ((trainer.max_steps or -1), (trainer.max_epochs or -1) * steps_per_epoch)
+    lengths = [length for length in known_lengths if length > 0]
     if lengths and trainer.val_check_interval is None:
         trainer.val_check_interval = max(1, min(lengths) // VALIDATIONS) * accumulate
+    if isinstance(trainer.val_check_interval, int):  # counts batches over the whole run, not within an epoch
         trainer.check_val_every_n_epoch = None
 
 
@@ -44,7 +46,8 @@ def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN40
     clip = cfg.trainer.get("gradient_clip_val")
     require(clip is None or clip >= 0, "trainer.gradient_clip_val", clip, "must be >= 0 (0 or null: no clipping)")
     _silence()
-    return build(cfg, "trainer", **objects)
+    unlimited = {key: -1 for key in ("max_steps", "max_epochs") if cfg.trainer[key] is None}
+    return build(cfg, "trainer", **unlimited, **objects)
 
 
 def check_machine(node: DictConfig) -> None:

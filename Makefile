@@ -1,0 +1,29 @@
+# Two commands do everything: `make train` and `make test`. Both install what is missing first.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install train test lint
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(STAMP)  ## create .venv and install the locked dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.10; give another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[test]'
+	@touch $@
+
+train: install  ## run the main job: make train ARGS="model=vae dataset=mnist"
+	$(BIN)/python -m src.train $(ARGS)
+
+test: install  ## run the whole test suite: make test ARGS="-k sampler"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## format and check the code
+	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/lint-imports

@@ -1,0 +1,94 @@
+"""What the tests share: the command line in this process, composed configurations, one cache of trained features."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+
+os.environ["WANDB_MODE"] = "offline"  # also for the processes that tests start
+torch.set_num_threads(1)  # the suite runs in two processes on two cores
+
+
+def options(group: str) -> list[str]:
+    """All options of a group: a new YAML is tested by existing."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+class Outcome(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """Cache of trained feature networks, shared by the processes of the suite."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
+@pytest.fixture
+def small(cache_dir) -> list[str]:
+    """Overrides that make a run a matter of seconds."""
+    return [
+        "trainer=debug",
+        "logger=csv",
+        "dataset.global_batch_size=16",
+        f"cache_dir={cache_dir}",
+        "features.num_steps=30",
+        "callback.progress.every_seconds=1000",
+    ]
+
+
+@pytest.fixture
+def composed(cache_dir, tmp_path) -> Callable[..., DictConfig]:
+    """Compose conf/train.yaml as the command line would."""
+
+    def make(*overrides: str, name: str = "train") -> DictConfig:
+        GlobalHydra.instance().clear()
+        own = [f"run_dir={tmp_path}/run", f"cache_dir={cache_dir}"] if name == "train" else []
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(name, [*own, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
+    """Run an entry point in this process, from an empty directory, and return its exit code and output."""
+
+    def call(entry: str, *words: str) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"src/{entry}.py", *words])
+        GlobalHydra.instance().clear()
+        root = logging.getLogger()
+        handlers = list(root.handlers)
+        code = 0
+        try:
+            importlib.import_module(f"src.{entry}").main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            GlobalHydra.instance().clear()
+            root.handlers[:] = handlers
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call

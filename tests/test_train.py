@@ -1,0 +1,129 @@
+"""The entry points, end to end: every model trains, resumes, reloads, samples and is evaluated."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import options
+from PIL import Image
+
+from src.checkpoint import load_model, read_checkpoint
+from src.model.base import CanSample
+from src.train import train
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_path, model):
+    run = tmp_path / "a run, with=signs"
+    done = cli("train", f"model={model}", f"hydra.run.dir={run}", *small)
+    assert done.code == 0, done.err
+    assert "src.sample ckpt_path=" in done.out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"val/loss", "test/loss", "train/loss", "step", "parameters", "seconds"} <= metrics.keys()
+    assert yaml.safe_load((run / "config.yaml").read_text())["provenance"]["overrides"]
+    assert (run / "samples" / "curves.png").exists()
+    reloaded = load_model(run)
+    assert not reloaded.training
+    sampled = cli("sample", f"ckpt_path={run}", "num_samples=3", "images=true", f"output={tmp_path}/out")
+    if not isinstance(reloaded, CanSample):
+        assert sampled.code == 2
+        assert "has no prior" in sampled.err
+        assert (run / "samples" / "reconstruction.png").exists()
+        assert metrics["test/compression_ratio"] == 64 / 16
+        return
+    assert sampled.code == 0, sampled.err
+    samples = np.load(tmp_path / "out" / "samples.npz")["samples"]
+    assert samples.shape == (3, 8, 8, 1)
+    assert samples.dtype == np.uint8
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / "000002.png")), samples[2, :, :, 0])
+    evaluated = cli("evaluate", f"ckpt_path={run}", "trainer=cpu", "num_samples=4")
+    assert evaluated.code == 0, evaluated.err
+    numbers = json.loads((run / "evaluation.json").read_text())
+    assert {"val/loss", "test/loss", "test/fid_classifier_4", "test/fid_floor_classifier_360"} <= numbers.keys()
+
+
+def test_train_is_importable_and_returns_the_optimised_metric(composed, small, tmp_path):
+    value = train(composed("model=vae", *small, "optimized_metric=test/elbo", "callback.checkpoint.monitor=val/loss"))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert value == metrics["test/elbo"]
+    assert metrics["test/elbo"] == pytest.approx(metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3)
+
+
+def test_training_lowers_the_loss_and_two_runs_are_equal(composed, small, tmp_path):
+    words = ["model=vae", "network=mlp_autoencoder", *small, "trainer.limit_train_batches=null", "callback.grid=null"]
+    values = [train(composed(*words, "trainer.max_steps=60", f"run_dir={tmp_path}/{i}")) for i in range(2)]
+    untrained = train(composed(*words, "optimizer.lr=1e-9", f"run_dir={tmp_path}/untrained"))
+    assert values[0] == values[1] < untrained - 5
+
+
+@pytest.mark.parametrize("model", ["ddpm", "vae"])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model):
+    words = [f"model={model}", *small, "trainer.limit_train_batches=null", "callback.generation=null"]
+    words += ["dataset.flip=true", "trainer.val_check_interval=3", "dataset.global_batch_size=600"]
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert cli("train", *words, "trainer.max_steps=5", f"hydra.run.dir={unbroken}").code == 0
+    assert cli("train", *words, "trainer.max_steps=3", f"hydra.run.dir={broken}").code == 0
+    again = cli("train", *words, "trainer.max_steps=5", f"hydra.run.dir={broken}", "resume=auto")
+    assert again.code == 0, again.err
+    assert "continuing from" in again.out
+    one, two = (read_checkpoint(run) for run in (unbroken, broken))
+    assert one["global_step"] == two["global_step"] == 5
+    for part in ("state_dict", "ema") if model == "ddpm" else ("state_dict",):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
+    assert (broken / "metrics-1.csv").exists()
+
+
+def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
+    run, third = tmp_path / "run", tmp_path / "third"
+    assert cli("train", *small, f"hydra.run.dir={run}").code == 0
+    from_state = cli("train", *small, f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/2", "trainer.max_steps=2")
+    assert from_state.code == 0
+    assert read_checkpoint(tmp_path / "2")["global_step"] == 2
+    assert cli("train", *small, f"init_from={run}", f"hydra.run.dir={third}").code == 0
+    assert read_checkpoint(third)["global_step"] == 1
+    both = cli("train", *small, f"init_from={run}", f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/4")
+    assert both.code == 2
+    assert "give only one" in both.err
+
+
+def test_a_sample_depends_on_seed_and_index_alone(cli, small, tmp_path):
+    assert cli("train", *small, f"hydra.run.dir={tmp_path}/run").code == 0
+
+    def draw(name, *words):
+        done = cli("sample", f"ckpt_path={tmp_path}/run", f"output={tmp_path}/{name}", *words)
+        assert done.code == 0, done.err
+        return np.load(tmp_path / name / "samples.npz")["samples"].astype(int)
+
+    few = ["sampler=ddpm", "sampler.num_steps=4"]
+    one_by_one = draw("a", "num_samples=4", "batch_size=1", *few)
+    assert np.abs(one_by_one - draw("b", "num_samples=6", "batch_size=4", *few)[:4]).max() <= 1
+    assert np.array_equal(one_by_one, draw("c", "num_samples=4", "batch_size=1", *few))
+    assert not np.array_equal(one_by_one, draw("d", "num_samples=4", "seed=1", *few))
+    for sampler in options("sampler"):
+        other = draw(sampler, "num_samples=2", f"sampler={sampler}", "sampler.num_steps=3")
+        assert other.shape == (2, 8, 8, 1)
+
+
+def test_a_multirun_trains_each_job_in_a_directory_of_its_own(cli, small, tmp_path):
+    words = ["-m", "model=ae,vae", f"hydra.sweep.dir={tmp_path}/sweep", *small, "callback.generation=null"]
+    done = cli("train", *words)
+    assert done.code == 0, done.err
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0-ae-digits", "1-vae-digits"]
+    assert load_model(tmp_path / "sweep" / "1-vae-digits").latent_dim == 16
+
+
+def test_labels_flips_and_images_of_a_folder_reach_training(cli, small, tmp_path):
+    generator = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        (tmp_path / "pets, mine" / label).mkdir(parents=True)
+        for i in range(60):
+            pixels = generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets, mine" / label / f"{i}.png")
+    words = ["dataset=image_folder", f"dataset.root={tmp_path}/pets, mine", "dataset.image_size=16"]
+    words += ["dataset.num_workers=1", "dataset.flip=true", f"hydra.run.dir={tmp_path}/run"]
+    done = cli("train", *small, *words)
+    assert done.code == 0, done.err
+    assert load_model(tmp_path / "run").sample(1).shape == (1, 3, 16, 16)
