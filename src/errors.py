@@ -17,7 +17,7 @@ class ConfigError(ProjectError, ValueError):
     def under(self, path: str) -> ConfigError:
         """The same error with the path in front: ``num_steps=0: ...`` becomes ``sampler.num_steps=0: ...``."""
         text = str(self)
-        return self if text.startswith(f"{path}.") else ConfigError(f"{path}.{text}")
+        return self if text.startswith((f"{path}.", f"{path}=")) else ConfigError(f"{path}.{text}")
 
 
 class DataError(ProjectError):

@@ -58,11 +58,15 @@ class GenerativeModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all trainable parameters and the schedule, stepped per optimiser step."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer()
         if self._lr_schedule is None:
             return {"optimizer": optimizer}
         scheduler = self._lr_schedule(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """The optimiser over all trainable parameters."""
+        return self._optimizer([p for p in self.parameters() if p.requires_grad])
 
     def _losses(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         losses = self.model.loss(batch.x, batch.label, generators(batch.seeds))

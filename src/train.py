@@ -20,7 +20,7 @@ def train(cfg: DictConfig) -> float | None:
     import pytorch_lightning as pl
 
     from src.module import GenerativeModule
-    from src.runtime.build import build
+    from src.runtime.build import build, naming
     from src.runtime.checkpoint_io import AtomicCheckpointIO
     from src.runtime.data import data_of
     from src.runtime.loggers import close_wandb, loggers_of
@@ -31,13 +31,19 @@ def train(cfg: DictConfig) -> float | None:
     begin = time.monotonic()
     pl.seed_everything(cfg.seed, verbose=False)
     start = starting_point(cfg)
-    data = data_of(cfg)
-    fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
-    module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule"))
+    lr_schedule = build(cfg, "lr_schedule")
+    module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), lr_schedule)
     start.give_weights(module.model)
+    data = data_of(cfg)
+    total_steps = fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
+    with naming("optimizer"):
+        optimizer = module.make_optimizer()
+    with naming("lr_schedule"):
+        lr_schedule(optimizer, total_steps=total_steps)
     config = plain(cfg)
     callbacks = [build(cfg, f"callback.{name}") for name, node in cfg.callback.items() if node]
     trainer = build_trainer(cfg, callbacks=callbacks, plugins=[AtomicCheckpointIO(config)], logger=False)
+    data.shares(trainer)
     for callback in callbacks:
         if hasattr(callback, "prepare"):
             callback.prepare(module.model, data)

@@ -87,7 +87,6 @@ def cli(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
         finally:
             GlobalHydra.instance().clear()
             root.handlers[:] = handlers
-            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 

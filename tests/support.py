@@ -1,5 +1,6 @@
-"""What several test files share: the options of a configuration group, and data whose best denoiser is known."""
+"""What several test files share: options of a configuration group, small models, data whose best denoiser is known."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,18 +8,35 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from src.beta import Constant
+from src.likelihood import Gaussian
+from src.model.ae import AutoEncoder
+from src.model.diffusion import Diffusion
+from src.model.vae import VAE
+from src.network.mlp import MLP
+from src.network.mlp_autoencoder import MLPDecoder, MLPEncoder
 
 CONF = Path(__file__).parents[1] / "conf"
+SHAPE = (1, 4, 4)  # of the small models' images
+LATENT, NOISE = 2, 0.3  # of the linear VAE
+
+
+def names(group):
+    """The options of a group, ``conf/<group>/*.yaml``: a new one is tested without touching the tests."""
+    found = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert found, f"conf/{group} is empty"
+    return found
 
 
 def options(group):
-    """One parameter per ``conf/<group>/*.yaml``, its name: a new option is tested without touching the tests."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    assert names, f"conf/{group} is empty"
-    return pytest.mark.parametrize(group, names)
+    """One parameter, called like the group, per option."""
+    return pytest.mark.parametrize(group, names(group))
 
 
-def build(group, option, T=1000, shape=(1, 4, 4), **settings):
+def build(group, option, T=1000, shape=SHAPE, **settings):
     """The object of an option, built as the command line would, with ``settings`` on top."""
     config = {  # what the options refer to
         "schedule": {"num_timesteps": T},
@@ -34,6 +52,49 @@ def schedule_of(option, T=1000):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def coders():
+    return MLPEncoder(SHAPE, hidden=(32,)), MLPDecoder(4, SHAPE, hidden=(32,))
+
+
+def make_ae():
+    return AutoEncoder(*coders(), latent_dim=4, shape=SHAPE)
+
+
+def make_vae(likelihood="gaussian", beta=None, **settings):
+    return VAE(*coders(), build("likelihood", likelihood), beta or Constant(), latent_dim=4, **settings)
+
+
+def make_diffusion(prediction="epsilon", weighting="uniform", sampler="ddim", schedule="linear", T=50):
+    parts = build("prediction", prediction), build("weighting", weighting), build("sampler", sampler, num_steps=10)
+    return Diffusion(MLP(SHAPE, hidden=32, num_layers=1), schedule_of(schedule, T), *parts, SHAPE)
+
+
+class Passing(nn.Module):
+    """Encoder and decoder that change nothing but the shape."""
+
+    num_features = math.prod(SHAPE)
+
+    def forward(self, x):
+        return x.flatten(1) if x.ndim == 4 else x.view(-1, *SHAPE)
+
+
+def linear_vae(shift=0.0, log_ratio=0.0):
+    """A VAE whose decoder is x = W z + b + NOISE eps; q is the exact posterior, moved by shift and log_ratio."""
+    basis = torch.linalg.qr(torch.randn(16, LATENT, generator=seeded(), dtype=torch.float64))[0]
+    weight, bias = basis * torch.tensor([1.5, 0.4]), torch.linspace(-0.5, 0.5, 16).double()
+    posterior_precision = 1 + torch.tensor([1.5, 0.4]).double() ** 2 / NOISE**2  # diagonal: W has orthogonal columns
+    decoder = nn.Sequential(nn.Linear(LATENT, 16), nn.Unflatten(1, SHAPE)).double()
+    model = VAE(Passing(), decoder, Gaussian(NOISE), Constant(), latent_dim=LATENT).double()
+    with torch.no_grad():
+        decoder[0].weight.copy_(weight)
+        decoder[0].bias.copy_(bias)
+        to_mean = weight.T / NOISE**2 / posterior_precision.unsqueeze(1)
+        model.to_posterior.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
+        model.to_posterior.bias.copy_(torch.cat([shift - to_mean @ bias, log_ratio - posterior_precision.log()]))
+    evidence = MultivariateNormal(bias, weight @ weight.T + NOISE**2 * torch.eye(16).double())
+    return model, evidence
 
 
 @dataclass
@@ -63,16 +124,15 @@ class Mixture:
 
         return denoise
 
-    def sample(self, schedule, t, num, seed=0):
-        """(num, 1, 1, 1) float64 draws of x_t, with every component's share exact and its quantiles stratified."""
+    def sample(self, schedule, t, num):
+        """(num, 1, 1, 1) float64 draws of x_t: every component's share is exact and its quantiles are stratified."""
         _, weights, means, variances = self.at(schedule, t)
         counts = (weights * num).round().long().tolist()
         parts = [
             mean + variance.sqrt() * torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
             for count, mean, variance in zip(counts, means, variances, strict=True)
         ]
-        draws = torch.cat(parts)
-        return draws[torch.randperm(len(draws), generator=seeded(seed))].view(-1, 1, 1, 1)
+        return torch.cat(parts).view(-1, 1, 1, 1)
 
     def cdf(self, x):
         components = zip(self.weights, self.means, self.stds, strict=True)
@@ -81,3 +141,20 @@ class Mixture:
 
 def gaussian(mean, variance):
     return Mixture((1.0,), (mean,), (variance**0.5,))
+
+
+def peer_scheduler(name, process, **settings):
+    """A scheduler of diffusers with our betas, and its products in float64 (it makes them in float32)."""
+    import diffusers
+
+    betas = process.betas[1:].tolist()
+    scheduler = getattr(diffusers, name)(len(betas), trained_betas=betas, prediction_type="sample", **settings)
+    scheduler.alphas_cumprod = process.alpha_bar[1:]
+    return scheduler
+
+
+def peer_run(scheduler, denoise, x, **settings):
+    for index in scheduler.timesteps.tolist():  # theirs is t - 1
+        x0 = denoise(x, torch.full((len(x),), index + 1))
+        x = scheduler.step(x0, index, x, **settings).prev_sample
+    return x

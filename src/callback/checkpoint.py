@@ -15,7 +15,9 @@ class Checkpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: str = "min") -> None:
-        advice = "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
+        advice = (
+            "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
+        )
         require(monitor.startswith("val/"), "monitor", monitor, advice)
         super().__init__(
             dirpath,

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 
 from src.dataset.base import ImageData, to_uint8
 from src.errors import require
-from src.features.base import Features
+from src.features.base import CanClassify, Features
 from src.model.base import CanSample, GenerativeModel
 from src.noise import generators, mix
 from src.runtime.data import ImageDataModule
@@ -77,8 +77,8 @@ class Generation(pl.Callback):
         for images in self._share(test, trainer):
             self.metric.update(self.features(images.to(pl_module.device)), real=False)
         self._log(pl_module, f"test/fid_floor_{self.features.name}", self._distance())
-        accuracy = self.features.accuracy(test.images, test.labels) if hasattr(self.features, "accuracy") else None
-        if accuracy is not None:
+        if isinstance(self.features, CanClassify):
+            accuracy = self.features.accuracy(test.images, test.labels)
             self._log(pl_module, f"test/accuracy_of_{self.features.name}", accuracy)
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class Generation(pl.Callback):
         sure: list[Tensor] = []
         for images in self._samples(trainer, pl_module, num):
             self.metric.update(self.features(images), real=False)
-            if hasattr(self.features, "probabilities"):
+            if isinstance(self.features, CanClassify):
                 sure.append(self.features.probabilities(images).amax(1) > 0.9)
         self._log(pl_module, f"{stage}/fid_{self.features.name}", self._distance())
         if sure:

@@ -26,6 +26,9 @@ class CanClassify(Protocol):
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities (B, num_classes) float32 of uint8 images (B, C, H, W)."""
 
+    def accuracy(self, images: ImageSource, labels: Tensor) -> float:
+        """Share of the images that it gives the right label."""
+
 
 class Features(nn.Module, ABC):
     """Frozen map from images to features: ``features(uint8 (B, C, H, W)) -> (B, num_features) float32``.

@@ -104,13 +104,15 @@ class _Network(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, num_features: int) -> None:
         super().__init__()
         channels, *size = image_shape
-        side, layers = min(size), []
+        layers: list[nn.Module] = []
         for width in (16, 32, 64):
-            pool = 2 if side >= 8 else 1  # before normalisation: a quarter of the work
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(pool)]
+            halve = min(size) >= 8
+            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+            layers.append(nn.MaxPool2d(2) if halve else nn.Identity())  # before normalisation: a quarter of the work
             layers += [nn.BatchNorm2d(width), nn.ReLU()]
-            channels, side = width, side // pool
-        body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(channels * 16, num_features))
+            channels, size = width, [side // 2 if halve else side for side in size]
+        pool = nn.Identity() if size == [4, 4] else nn.AdaptiveAvgPool2d(4)
+        body = nn.Sequential(*layers, pool, nn.Flatten(), nn.Linear(channels * 16, num_features))
         self.body = nn.Sequential(body, nn.BatchNorm1d(num_features, affine=False))
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(num_features, num_classes))
 

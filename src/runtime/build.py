@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra.utils
@@ -38,6 +40,17 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
         if isinstance(cause, OSError | MemoryError):
             raise cause from error
         raise ConfigError(line) from error
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put ``path`` in front of what a constructor refuses: ``lr_schedule`` + ``final=2: ...``; ValueError is ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(path) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _as_typed(raw: dict[str, Any], path: str) -> str:

@@ -38,7 +38,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     3 data, 4 checkpoint, 5 input/output, 6 non-finite, 7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a
     defect of this program (with a traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
     """
-    traced = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    asked = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
     own, passed_on = split_overrides(sys.argv[1:], of_run)
     sys.argv[1:] = [literal(word) for word in own]
@@ -62,11 +62,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     except BaseException as ended:
         error = ended.__cause__ if isinstance(ended, _Ended) else ended
         code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
-        if traced or code == 1:
+        if asked not in ("", "0") or code == 1:
             traceback.print_exception(error)
         if message:
             print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = asked
 
 
 class _Ended(BaseException):
@@ -102,7 +104,10 @@ def _place_run(cfg: DictConfig) -> None:
         choices = hydra_config.runtime.choices
         cfg.run_dir = f"{hydra_config.sweep.dir}/{hydra_config.job.num}-{choices.model}-{choices.dataset}"
     cfg.run_dir = str(Path(cfg.run_dir).expanduser().resolve())
-    with read_write(hydra_config), open_dict(hydra_config):  # Lightning hands this directory to the processes of further ranks
+    with (
+        read_write(hydra_config),
+        open_dict(hydra_config),
+    ):  # Lightning hands this directory to the processes of further ranks
         hydra_config.runtime.output_dir = cfg.run_dir
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.dataset.base import SPLITS, Batch, ImageData, to_float
 from src.errors import ConfigError, DataError, require
 from src.noise import generator, mix
-from src.runtime.build import build
+from src.runtime.build import build, naming
 
 Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
 BINARIZE = (None, "static", "dynamic")
@@ -23,7 +23,8 @@ BINARIZE = (None, "static", "dynamic")
 def data_of(cfg: DictConfig) -> ImageDataModule:
     """The data that ``cfg.dataset`` describes, read. Raises DataError or ConfigError with the setting's name."""
     node = cfg.dataset
-    try:
+    _ = node.root  # a root that must be given and is not
+    with naming("dataset"):
         return ImageDataModule(
             load=build(cfg, "dataset.load"),
             image_shape=node.image_shape,
@@ -33,8 +34,6 @@ def data_of(cfg: DictConfig) -> ImageDataModule:
             flip=node.flip,
             binarize=node.binarize,
         )
-    except ConfigError as error:
-        raise error.under("dataset") from error
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -72,7 +71,7 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled by seed and epoch; this rank's share of every global batch."""
         data = self.splits["train"]
-        plan = TrainPlan(len(data), self.seed, self.global_batch_size, self._shares())
+        plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
         return ResumableLoader(self._batches(data, flip=self.flip), plan, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -94,9 +93,8 @@ class ImageDataModule(pl.LightningDataModule):
     def _batches(self, data: ImageData, flip: bool) -> Batches:
         return Batches(data, self.seed, flip, self.binarize)
 
-    def _shares(self) -> tuple[int, int, int]:
-        """(accumulation, world size, rank): how a global batch is cut."""
-        trainer = self.trainer
+    def shares(self, trainer: pl.Trainer) -> tuple[int, int, int]:
+        """(accumulation, world size, rank): how a global batch is cut. Raises ConfigError where it cannot be."""
         accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
         if self.global_batch_size % (accumulate * world):
             raise ConfigError(

@@ -129,11 +129,7 @@ def _reading(name: str, metrics: Mapping[str, float]) -> str:
         return "raw Fréchet distance of the real test split to train: what a perfect model would reach"
     if rest.startswith("fid_"):
         floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
-        return (
-            f"{metrics[name] / floor:.2f} x the floor"
-            if floor
-            else "at another number of images than the floor"
-        )
+        return f"{metrics[name] / floor:.2f} x the floor" if floor else "at another number of images than the floor"
     if rest.startswith("confident_"):
         return f"{100 * metrics[name]:.1f} % of the samples convince the classifier (probability > 0.9)"
     if rest.startswith("accuracy_of_"):

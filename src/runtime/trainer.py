@@ -17,10 +17,11 @@ from src.runtime.build import build
 VALIDATIONS = 5  # of a run of known length, unless trainer.val_check_interval says otherwise
 
 
-def fill_length(cfg: DictConfig, steps_per_epoch: int) -> None:
+def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
     """Length of the run: what the user says of steps, epochs and time, else the data set's own ``max_steps``.
 
-    Without a word about validation a run of known length is validated five times, evenly spaced.
+    Without a word about validation a run of known length is validated five times, evenly spaced. Returns the number of
+    optimiser steps, infinite where only time limits the run.
     """
     trainer = cfg.trainer
     if all(trainer[key] is None for key in ("max_steps", "max_epochs", "max_time")):
@@ -38,6 +39,7 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> None:
         trainer.val_check_interval = max(1, min(lengths) // VALIDATIONS) * accumulate
     if isinstance(trainer.val_check_interval, int):  # counts batches over the whole run, not within an epoch
         trainer.check_val_every_n_epoch = None
+    return min(lengths, default=float("inf"))
 
 
 def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN401

@@ -1,0 +1,179 @@
+"""Callbacks: the average that is evaluated, the steps that it counts, metrics under it, checkpoints, progress."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import wandb_file
+from PIL import Image
+
+from src.callback.ema import EMA
+from src.callback.generation import Generation
+from src.checkpoint import load_model, read_checkpoint
+from src.dataset.base import ImageData
+from src.features.base import Features
+from src.metric.frechet import FrechetDistance
+from src.model.base import GenerativeModel
+from src.module import GenerativeModule
+from src.noise import randn
+from src.runtime.data import ImageDataModule
+from src.train import train
+
+
+class OneNumber(GenerativeModel):
+    """Its weight rises by the learning rate at every step; it samples images of that weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def loss(self, x, label=None, generator=None):
+        return {"loss": -self.weight}
+
+    def sample(self, num, label=None, generator=None):
+        return self.weight + 0.1 * randn((num, 1, 2, 2), generator)
+
+
+class Mean(Features):
+    """The mean grey value and its neighbour: enough to see which weights drew a sample."""
+
+    name, num_features, key = "mean", 4, "mean"
+
+    def _extract(self, images):
+        return images.flatten(1)
+
+
+def run(callbacks, steps=6, batch=8, **trainer):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (32, 1, 2, 2), dtype=torch.uint8)
+    data = ImageDataModule(lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0)
+    module = GenerativeModule(OneNumber(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    fit = pl.Trainer(
+        accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=callbacks, num_sanity_val_steps=0, **quiet, **trainer
+    )
+    fit.fit(module, data)
+    return fit, module, data
+
+
+def averaged(decay, steps):
+    average, weight = 0.0, 0.0
+    for n in range(steps):
+        weight += 0.1
+        now = min(decay, (1 + n) / (10 + n))
+        average = now * average + (1 - now) * weight
+    return average
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_the_average_follows_its_formula(decay):
+    ema = EMA(decay)
+    _, module, _ = run([ema])
+    assert float(ema.average["weight"]) == pytest.approx(averaged(decay, 6), abs=1e-6)
+    assert float(module.model.weight) == pytest.approx(0.6)
+
+
+def test_the_average_counts_optimiser_steps_not_micro_batches():
+    once, often = EMA(0.9), EMA(0.9)
+    run([once])
+    run([often], accumulate_grad_batches=4)
+    assert once.updates == often.updates == 6
+    assert torch.allclose(once.average["weight"], often.average["weight"])
+
+
+class Watch(pl.Callback):
+    """Records the weight at every hook of a validation and when training goes on."""
+
+    def __init__(self):
+        self.validating, self.training = [], []
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        self.validating.append(float(pl_module.model.weight))
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.training.append(float(pl_module.model.weight))
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def test_validation_and_test_see_the_average_and_training_never_does():
+    watch = Watch()
+    fit, module, data = run([EMA(0.5), watch], val_check_interval=2)
+    fit.test(module, data, verbose=False)
+    expected = [averaged(0.5, n) for n in (2, 4, 6, 6)]
+    assert watch.validating == pytest.approx(expected, abs=1e-6)
+    assert watch.training == pytest.approx([0.1 * n for n in range(6)], abs=1e-6)
+    assert float(module.model.weight) == pytest.approx(0.6)
+
+
+def test_the_generation_metric_really_sees_the_average():
+    def distance(decay):
+        callback = Generation(Mean(), FrechetDistance, num_samples=64, seed=0)
+        fit, module, data = run([EMA(decay), callback], steps=8, val_check_interval=8, check_val_every_n_epoch=None)
+        return float(fit.callback_metrics["val/fid_mean"])
+
+    raw_weight, average = 0.8, averaged(0.999, 8)
+    assert abs(average - raw_weight) > 0.05
+    assert distance(0.0) > distance(0.999) * 1.02  # nearer to the data's mean grey
+
+
+def test_a_sample_does_not_depend_on_batch_size():
+    results = []
+    for batch_size in (7, 64):
+        callback = Generation(Mean(), FrechetDistance, num_samples=40, seed=0, batch_size=batch_size)
+        fit, _, _ = run([callback], steps=2, val_check_interval=2)
+        results.append(float(fit.callback_metrics["val/fid_mean"]))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_a_diverged_model_gives_nan_and_a_reason(caplog):
+    class Broken(Mean):
+        def _extract(self, images):
+            return images.flatten(1) * float("nan")
+
+    fit, _, _ = run([Generation(Broken(), FrechetDistance, num_samples=8, seed=0)], steps=2, val_check_interval=2)
+    assert np.isnan(float(fit.callback_metrics["val/fid_mean"]))
+    assert "no Fréchet distance" in caplog.text
+
+
+def test_a_run_writes_what_it_says(composed, small, tmp_path):
+    words = [*small, "trainer.max_steps=4", "trainer.limit_train_batches=null", "trainer.val_check_interval=3"]
+    train(composed(*words, "trainer.log_every_n_steps=1"))
+    run_dir = tmp_path / "run"
+    names = {p.name for p in (run_dir / "samples").iterdir()}
+    assert names == {"step-00000003.png", "final.png", "denoising.png", "curves.png"}
+    for name in names:
+        assert np.asarray(Image.open(run_dir / "samples" / name)).std() > 5
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {"last.ckpt", "best-00000003.ckpt"}
+    assert read_checkpoint(run_dir)["global_step"] == 4
+    assert load_model(run_dir / "checkpoints" / "best-00000003.ckpt").sample(1).shape == (1, 1, 8, 8)
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2", "3"]
+    assert "train.log" in {p.name for p in run_dir.iterdir()}
+    assert json.loads((run_dir / "metrics.json").read_text())["step"] == 4
+
+
+def test_plain_progress_has_losses_speed_and_time_left(composed, small, caplog):
+    with caplog.at_level(logging.INFO, "src"):
+        words = ["model=ae", *small, "trainer.max_steps=30", "trainer.limit_train_batches=null"]
+        train(composed(*words, "callback.progress.every_seconds=0.01", "trainer.log_every_n_steps=1"))
+    lines = [record.message for record in caplog.records if record.message.startswith("step ")]
+    assert lines
+    assert all("steps/s" in line and "ETA" in line and "train/loss" in line for line in lines[1:])
+    assert any(record.message.startswith("validation at step") for record in caplog.records)
+
+
+def test_wandb_is_logged_offline_and_can_be_read_back(composed, small, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    train(composed("model=vae", *[w for w in small if w != "logger=csv"], "logger=[csv,wandb]", "trainer.log_every_n_steps=1"))
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    read = wandb_file.read(file)
+    assert {"train/loss", "val/loss", "test/fid_classifier", "samples.count"} <= read.history
+    assert read.config["model"]["_target_"] == "src.model.vae.VAE"
+    assert read.config["dataset"]["image_shape"] == [1, 8, 8]
+    assert read.summary["checkpoint"] == str(tmp_path / "run" / "checkpoints" / "last.ckpt")
