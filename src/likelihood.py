@@ -27,7 +27,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
-        """Expected image (B, C, H, W) in [-1, 1]: what reconstructions and samples show."""
+        """Centre of p(x | output), (B, C, H, W) clipped to [-1, 1]: what reconstructions and samples show."""
 
 
 class Bernoulli(Likelihood):
@@ -61,11 +61,11 @@ class Gaussian(Likelihood):
         require(sigma is None or sigma > 0, "sigma", sigma, "must be > 0, or null to learn it")
         log_sigma = torch.tensor(0.0 if sigma is None else math.log(sigma))
         self.log_sigma = nn.Parameter(log_sigma, requires_grad=sigma is None)
+        self.floor = math.log(1e-3) if sigma is None else -math.inf  # of a learned one: an eighth of a grey level
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """Log density, summed over pixels. A learned sigma is kept above 1/1000, a quarter of a grey level."""
-        log_var = 2 * self.log_sigma.clamp(min=math.log(1e-3))
-        return DiagonalGaussian(output, log_var).log_prob(x).flatten(1).sum(1)
+        """Log density, summed over pixels. A learned sigma stays above 1/1000."""
+        return DiagonalGaussian(output, 2 * self.log_sigma.clamp(min=self.floor)).log_prob(x).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
         """The output, clipped to the range of images."""
@@ -76,7 +76,7 @@ class Logistic(Likelihood):
     """Discretised logistic likelihood of 8-bit values (Kingma et al. 2016, eq. 11-12), one learned scale per channel.
 
     Each of the 256 values owns a bin of width 2/255 around it on [-1, 1]; the outer bins reach to infinity. Its
-    log-probability divided by -(D ln 2) is bits/dim, without any dequantisation.
+    log-probability divided by -(D ln 2) is bits/dim, without any dequantisation. The log-scale is kept above -7.
     """
 
     scale = "probability of 8-bit values"

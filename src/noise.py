@@ -16,7 +16,10 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def mix(*key: int | str | float) -> int:
-    """Stable 64-bit seed of a key (BLAKE2b of its representation; ``hash()`` differs between processes)."""
+    """Stable 64-bit seed of a key (BLAKE2b of its representation; ``hash()`` differs between processes).
+
+    torch's CPU generator uses the low 32 bits: among 50,000 samples expect 0.3 pairs with the same noise.
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
 os.environ["WANDB_MODE"] = "offline"  # also for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)  # the suite runs in two processes on two cores
 
 

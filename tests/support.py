@@ -46,12 +46,20 @@ def build(group, option, T=1000, shape=SHAPE, **settings):
     return instantiate(OmegaConf.create(config).node, _convert_="all")
 
 
-def schedule_of(option, T=1000):
-    return build("schedule", option, num_timesteps=T)
+def schedule_of(option, T=1000, **settings):
+    return build("schedule", option, num_timesteps=T, **settings)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def images(num=8):
+    return (torch.randint(256, (num, *SHAPE), generator=seeded()) / 127.5 - 1).float()
+
+
+def bits():
+    return images().sign()
 
 
 def coders():

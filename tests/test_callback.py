@@ -52,9 +52,20 @@ def run(callbacks, steps=6, batch=8, **trainer):
     images = torch.randint(0, 256, (32, 1, 2, 2), dtype=torch.uint8)
     data = ImageDataModule(lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0)
     module = GenerativeModule(OneNumber(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     fit = pl.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, callbacks=callbacks, num_sanity_val_steps=0, **quiet, **trainer
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        **quiet,
+        **trainer,
     )
     fit.fit(module, data)
     return fit, module, data
@@ -170,7 +181,11 @@ def test_plain_progress_has_losses_speed_and_time_left(composed, small, caplog):
 
 def test_wandb_is_logged_offline_and_can_be_read_back(composed, small, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    train(composed("model=vae", *[w for w in small if w != "logger=csv"], "logger=[csv,wandb]", "trainer.log_every_n_steps=1"))
+    train(
+        composed(
+            "model=vae", *[w for w in small if w != "logger=csv"], "logger=[csv,wandb]", "trainer.log_every_n_steps=1"
+        )
+    )
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     read = wandb_file.read(file)
     assert {"train/loss", "val/loss", "test/fid_classifier", "samples.count"} <= read.history

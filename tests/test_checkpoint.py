@@ -79,7 +79,15 @@ def test_pickled_code_is_refused_and_not_run(run_dir, tmp_path):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "torch.load", "src.files.write_text", "src.model.vae.torch.load", "src.model.diffusion.randn", "src.model", 7],
+    [
+        "os.system",
+        "torch.load",
+        "src.files.write_text",
+        "src.model.vae.torch.load",
+        "src.model.diffusion.randn",
+        "src.model",
+        7,
+    ],
 )
 def test_only_canonical_parts_of_models_are_built(run_dir, tmp_path, target):
     path = changed(run_dir, tmp_path, lambda c: c["config"]["model"]["network"].update(_target_=target))
@@ -131,9 +139,14 @@ def test_a_config_that_cannot_be_built_is_told_in_one_line(run_dir):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
     with pytest.raises(StorageError, match="cannot write"):

@@ -1,4 +1,4 @@
-"""Loaders: what a step sees is a function of (seed, epoch, step, position), whatever the ranks, workers and restarts."""
+"""Loaders: a step sees a function of (seed, epoch, step, position), whatever the ranks, workers and restarts."""
 
 from types import SimpleNamespace
 
@@ -124,9 +124,9 @@ def test_creating_an_iterator_draws_nothing_from_the_global_generator():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="must be at most the 40 images"):
         module(batch=41)
+    uneven = module(accumulate=5)
     with pytest.raises(ConfigError, match="divisible by 5"):
-        data = module(accumulate=5)
-        data.shares(data.trainer)
+        uneven.shares(uneven.trainer)
     with pytest.raises(DataError, match="image_shape"):
         ImageDataModule(lambda split: some_images(), (1, 3, 3), 4, seed=0)
     with pytest.raises(ConfigError, match="num_workers=-1"):

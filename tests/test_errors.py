@@ -1,4 +1,4 @@
-"""Bad input: one line that names the setting, its value and what is allowed; the right exit code; nothing left behind."""
+"""Bad input: one line with the setting, its value and what is allowed; the right exit code; nothing left behind."""
 
 import os
 import signal

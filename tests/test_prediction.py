@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from support import build, options, schedule_of, seeded
+from support import build, images, make_diffusion, names, options, schedule_of, seeded
+from torch import nn
 
 from src.errors import ConfigError
 from src.prediction import Epsilon, Sample, Velocity
@@ -89,17 +90,25 @@ def test_weights_are_positive_and_finite_in_float32(weighting, prediction):
     assert (weight.isfinite() & (weight > 0)).all()
 
 
-def test_min_snr_makes_the_predictions_the_same_objective(noised):
-    """Networks that encode the same x0-hat have the same loss, whatever they predict."""
-    x0, eps, x_t, signal, sigma = noised
-    estimate = (x_t + x0).tanh()
+class Estimating(nn.Module):
+    """A network whose output encodes the estimate tanh(x_t) of x_0, whatever it predicts."""
+
+    def __init__(self, prediction, process):
+        super().__init__()
+        self.prediction, self.process = prediction, process
+
+    def forward(self, x_t, t):
+        c_skip, c_out = self.prediction.coefficients(*self.process.scales(t))
+        return (x_t.tanh() - c_skip * x_t) / c_out
+
+
+def test_min_snr_makes_the_predictions_the_same_objective():
     losses = []
-    for kind in (Epsilon(), Sample(), Velocity()):
-        c_skip, c_out = kind.coefficients(signal, sigma)
-        error = ((estimate - c_skip * x_t) / c_out - kind.target(x0, eps, signal, sigma)).square()
-        losses.append((MinSNR(GAMMA)(signal, sigma, c_out) * error).mean())
-        assert losses[-1] > 0
-    torch.testing.assert_close(losses[1:], [losses[0]] * 2)
+    for name in names("prediction"):
+        model = make_diffusion(name, "min_snr")
+        model.network = Estimating(model.prediction, model.schedule)
+        losses.append(model.loss(images(64).double(), generator=seeded())["loss"])
+    torch.testing.assert_close(losses, losses[:1] * len(losses), rtol=1e-4, atol=0)
 
 
 def test_uniform_weight_is_one(noised):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -24,10 +23,11 @@ log = logging.getLogger(__name__)
 class Generation(pl.Callback):
     """Logs ``val/fid_<features>`` while training and ``test/fid_<features>`` with its floor at the end.
 
-    features: images -> feature vectors. metric: number of features -> metric that keeps the sums of the real ones. num_samples: drawn at a
-    validation. test_samples: drawn at the end; null draws as many as the test split has images, so that the distance
-    compares with the floor ``test/fid_floor_<features>``, the distance of the real test images to the training images.
-    every: validations between two evaluations. Sample i depends on (seed, i) alone and every rank draws its share.
+    features: images -> feature vectors. metric: (num_features, reset_real) -> metric with ``update`` and ``compute``.
+    num_samples: drawn at a validation. test_samples: drawn at the end; null draws as many as the test split has
+    images, so that the distance compares with the floor ``test/fid_floor_<features>``, the distance of the real test
+    images to the training images. every: validations between two evaluations. Sample i depends on (seed, i) alone and
+    every rank draws its share.
 
     Where the features come from a classifier, ``confident_<features>`` is the share of samples that it assigns to one
     class with a probability above 0.9.
@@ -43,8 +43,13 @@ class Generation(pl.Callback):
         batch_size: int = 256,
         test_samples: int | None = None,
     ) -> None:
-        for name, value, least in (("num_samples", num_samples, 2), ("every", every, 1), ("batch_size", batch_size, 1)):
-            require(value >= least, name, value, f"must be >= {least}")
+        for name, value, least in (
+            ("num_samples", num_samples, 2),
+            ("test_samples", test_samples, 2),
+            ("every", every, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            require(value is None or value >= least, name, value, f"must be >= {least}")
         self.features, self.metric = features, metric(num_features=features.num_features, reset_real=False)
         self.num_samples, self.test_samples, self.seed = num_samples, test_samples, seed
         self.every, self.batch_size = every, batch_size
@@ -98,7 +103,7 @@ class Generation(pl.Callback):
         self._log(pl_module, f"{stage}/fid_{self.features.name}", self._distance())
         if sure:
             share = torch.cat(sure).float().mean()
-            self._log(pl_module, f"{stage}/confident_{self.features.name}", share, sync_dist=True)
+            self._log(pl_module, f"{stage}/confident_{self.features.name}", share)
 
     def _distance(self) -> float:
         """The metric's value; NaN with a line that says why where the samples have none (a diverged model)."""
@@ -121,5 +126,5 @@ class Generation(pl.Callback):
         for start in range(trainer.global_rank * self.batch_size, len(data), trainer.world_size * self.batch_size):
             yield data.images[torch.arange(start, min(start + self.batch_size, len(data)))]
 
-    def _log(self, pl_module: pl.LightningModule, name: str, value: Any, **how: bool) -> None:  # noqa: ANN401
-        pl_module.log(name, torch.as_tensor(value, dtype=torch.float32), batch_size=1, **how)
+    def _log(self, pl_module: pl.LightningModule, name: str, value: float | Tensor) -> None:
+        pl_module.log(name, torch.as_tensor(value, dtype=torch.float32), batch_size=1, sync_dist=True)

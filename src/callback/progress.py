@@ -39,6 +39,9 @@ class PlainProgress(ProgressBar):
         super().__init__()
         self.every_seconds = every_seconds
 
+    def disable(self) -> None:
+        """Lightning calls this on ranks other than 0, which are silent as it is."""
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._begin = self._last = time.monotonic()

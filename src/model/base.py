@@ -11,7 +11,7 @@ from src.noise import Generators
 
 
 class GenerativeModel(nn.Module, ABC):
-    """A model with a loss. Images are (B, C, H, W) in [-1, 1], labels (B,) long, losses nats per image."""
+    """A model with a loss. Images are (B, C, H, W) in [-1, 1], labels (B,) long, likelihoods nats per image."""
 
     step: int = 0  # optimiser steps taken, set by the trainer; for schedules such as the beta of a VAE
 

@@ -41,7 +41,7 @@ class Diffusion(GenerativeModel):
         self.prediction, self.weighting, self.sampler = prediction, weighting, sampler
         self.shape, self.clip_denoised = tuple(shape), clip_denoised
         try:  # one pixel through the sampler: what it would refuse after hours of training, it refuses now
-            sampler(lambda x_t, t: x_t, schedule, torch.zeros(1, 1, 1, 1))
+            sampler(lambda x_t, t: x_t, schedule, torch.zeros(1, 1, 1, 1), generator=torch.Generator())
         except ConfigError as error:
             raise error.under("sampler") from error
 
@@ -61,6 +61,7 @@ class Diffusion(GenerativeModel):
         x0 = self.prediction.to_x0(self.network(x_t, t).to(x_t.dtype), x_t, signal, sigma)
         return x0.clamp(-1, 1) if self.clip_denoised else x0
 
+    @torch.no_grad()
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
         """Images (num, C, H, W) in [-1, 1] by the sampler, from noise x_T."""
         return self._sample(self.denoise, num, generator)

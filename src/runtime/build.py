@@ -44,7 +44,7 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Put ``path`` in front of what a constructor refuses: ``lr_schedule`` + ``final=2: ...``; ValueError is ConfigError."""
+    """Put ``path`` in front of what a constructor refuses; ValueError and TypeError become ConfigError."""
     try:
         yield
     except ConfigError as error:

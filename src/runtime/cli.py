@@ -108,7 +108,7 @@ def _place_run(cfg: DictConfig) -> None:
         read_write(hydra_config),
         open_dict(hydra_config),
     ):  # Lightning hands this directory to the processes of further ranks
-        hydra_config.runtime.output_dir = cfg.run_dir
+        hydra_config.run.dir = cfg.run_dir
 
 
 def _quiet_logging() -> None:

@@ -73,6 +73,6 @@ def _silence() -> None:
         "exists and is not empty",
         "logging interval",
         "LeafSpec",
-        "TypedStorage",
+        "Grad strides",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")

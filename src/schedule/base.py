@@ -36,7 +36,7 @@ class NoiseSchedule(nn.Module):
         self.betas = torch.cat([betas.new_zeros(1), betas])
         self.log_alpha_bar = torch.log1p(-self.betas).cumsum(0)
         self.alpha_bar = self.log_alpha_bar.exp()
-        self.sigma_squared = -torch.expm1(self.log_alpha_bar)
+        self.sigma_squared = 0 - torch.expm1(self.log_alpha_bar)
         self._scales: dict[torch.device, Tensor] = {}
         if not ((self.alpha_bar.diff() < 0).all() and self.alpha_bar[-1] > 0):
             raise ConfigError(f"schedule {name}: alpha_bar does not strictly decrease to a positive value")

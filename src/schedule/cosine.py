@@ -18,6 +18,10 @@ def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0
     check_num_timesteps(num_timesteps)
     require(offset >= 0, "offset", offset, "must be >= 0")
     require(0 < max_beta < 1, "max_beta", max_beta, "must be inside (0, 1)")
-    time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
-    f = ((time + offset) / (1 + offset) * (math.pi / 2)).cos().square()
-    return NoiseSchedule((1 - f[1:] / f[:-1]).clamp(max=max_beta), name="cosine")
+    quarter = math.pi / 2 / (1 + offset)
+    t = torch.arange(num_timesteps + 1, dtype=torch.float64)
+    angle, rest = (t / num_timesteps + offset) * quarter, (num_timesteps - t) / num_timesteps * quarter
+    # 1 - cos^2(b) / cos^2(a) = sin(b - a) sin(b + a) / cos^2(a), with cos(a) = sin(pi/2 - a): no digits cancel
+    total = torch.minimum(angle[1:] + angle[:-1], rest[1:] + rest[:-1])
+    betas = math.sin(quarter / num_timesteps) * total.sin() / rest[:-1].sin().square()
+    return NoiseSchedule(betas.clamp(max=max_beta), name="cosine")
