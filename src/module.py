@@ -61,12 +61,16 @@ class GenerativeModule(pl.LightningModule):
         optimizer = self.make_optimizer()
         if self._lr_schedule is None:
             return {"optimizer": optimizer}
-        scheduler = self._lr_schedule(optimizer, total_steps=self.trainer.estimated_stepping_batches)
+        scheduler = self.make_lr_schedule(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def make_optimizer(self) -> Optimizer:
         """The optimiser over all trainable parameters."""
         return self._optimizer([p for p in self.parameters() if p.requires_grad])
+
+    def make_lr_schedule(self, optimizer: Optimizer, total_steps: float) -> LRScheduler:
+        """The learning-rate schedule over a run of ``total_steps`` optimiser steps."""
+        return self._lr_schedule(optimizer, total_steps=total_steps)
 
     def _losses(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         losses = self.model.loss(batch.x, batch.label, generators(batch.seeds))

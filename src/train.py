@@ -17,36 +17,12 @@ def train(cfg: DictConfig) -> float | None:
 
     Every object is built, and the data read, before the run directory exists. Raises subclasses of ProjectError.
     """
-    import pytorch_lightning as pl
-
-    from src.module import GenerativeModule
-    from src.runtime.build import build, naming
-    from src.runtime.checkpoint_io import AtomicCheckpointIO
-    from src.runtime.data import data_of
+    from src.runtime.assemble import assemble
     from src.runtime.loggers import close_wandb, loggers_of
-    from src.runtime.run import make_run_directory, plain
-    from src.runtime.start import starting_point
-    from src.runtime.trainer import build_trainer, fill_length
+    from src.runtime.run import make_run_directory
 
     begin = time.monotonic()
-    pl.seed_everything(cfg.seed, verbose=False)
-    start = starting_point(cfg)
-    lr_schedule = build(cfg, "lr_schedule")
-    module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), lr_schedule)
-    start.give_weights(module.model)
-    data = data_of(cfg)
-    total_steps = fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
-    with naming("optimizer"):
-        optimizer = module.make_optimizer()
-    with naming("lr_schedule"):
-        lr_schedule(optimizer, total_steps=total_steps)
-    config = plain(cfg)
-    callbacks = [build(cfg, f"callback.{name}") for name, node in cfg.callback.items() if node]
-    trainer = build_trainer(cfg, callbacks=callbacks, plugins=[AtomicCheckpointIO(config)], logger=False)
-    data.shares(trainer)
-    for callback in callbacks:
-        if hasattr(callback, "prepare"):
-            callback.prepare(module.model, data)
+    start, module, data, trainer, config = assemble(cfg)
     if trainer.is_global_zero:
         make_run_directory(cfg, config, resumed=start.resumes)
     try:

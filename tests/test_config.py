@@ -120,6 +120,7 @@ def test_both_halves_of_an_autoencoder_follow_one_setting(composed):
         (["sampler=ddpm", "sampler.variance=none"], "sampler.variance=none: "),
         (["weighting=min_snr", "weighting.gamma=0"], "weighting.gamma=0: "),
         (["dataset.image_shape=[1,9,9]"], "dataset.image_shape=(1, 9, 9): image size 9x9"),
+        (["network.shape=[3,8,8]"], "network.shape=[3, 8, 8]: the images are [1, 8, 8]"),
         (["network.norm=weird"], "network.norm=weird: "),
         (["network=conv_autoencoder"], "needs a denoiser"),
         (["model=vae", "model.latent_dim=0"], "model.latent_dim=0: "),

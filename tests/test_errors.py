@@ -44,6 +44,7 @@ CONFIG = [
     (["callback.ema.decay=1.5"], "callback.ema.decay=1.5"),
     (["callback.generation.num_samples=1"], "callback.generation.num_samples=1: must be >= 2"),
     (["resume=yes"], "resume="),
+    (["schedule=cosine", "schedule.beta_end=2"], "'schedule.beta_end'; there are num_timesteps, offset, max_beta"),
     (["model.colour=red"], "model.colour=red: there is no setting 'model.colour'"),
     (["+model.colour=red"], "colour"),
     (["optimized_metric=test/loss"], "optimized_metric=test/loss: must be logged at validations"),

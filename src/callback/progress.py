@@ -38,6 +38,7 @@ class PlainProgress(ProgressBar):
     def __init__(self, every_seconds: float) -> None:
         super().__init__()
         self.every_seconds = every_seconds
+        self._told: dict[str, float] = {}
 
     def disable(self) -> None:
         """Lightning calls this on ranks other than 0, which are silent as it is."""
@@ -57,8 +58,10 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the results of a validation."""
         if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            results = _format({k: v for k, v in _shown(trainer).items() if k.startswith("val/")})
-            log.info("validation at step %d  %s", trainer.global_step, results)
+            results = {name: value for name, value in _shown(trainer).items() if name.startswith("val/")}
+            new = {name: value for name, value in results.items() if self._told.get(name) != value}
+            self._told = results  # a distance that was not measured this time keeps its old value
+            log.info("validation at step %d  %s", trainer.global_step, _format(new))
 
     def _line(self, trainer: pl.Trainer, now: float) -> str:
         total = trainer.estimated_stepping_batches

@@ -66,8 +66,8 @@ class Inception(Features):
 def _build(content: bytes, path: Path) -> FeatureExtractorInceptionV3:
     """The network with checked weights.
 
-    torch-fidelity unpickles whatever it is given (``weights_only=False``), so it gets what we wrote ourselves from a
-    safely loaded state dict: no code in the file can run, and the file cannot change between check and use.
+    torch-fidelity unpickles whatever it is given, so it gets what we wrote ourselves from a safely loaded state dict:
+    no code in the file can run, and the file cannot change between check and use.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -37,6 +37,10 @@ class Diffusion(GenerativeModel):
             raise ConfigError(
                 "network: diffusion needs a denoiser that maps (x_t, t) to an image: unet, unet_small or mlp"
             )
+        if tuple(getattr(network, "shape", shape)) != tuple(shape):
+            raise ConfigError(
+                f"network.shape={list(network.shape)}: the images are {list(shape)} (channels, height, width)"
+            )
         self.network, self.schedule = network, schedule
         self.prediction, self.weighting, self.sampler = prediction, weighting, sampler
         self.shape, self.clip_denoised = tuple(shape), clip_denoised

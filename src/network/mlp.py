@@ -23,6 +23,7 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Sequence[int], hidden: int = 512, num_layers: int = 3, dropout: float = 0.0) -> None:
         super().__init__()
+        self.shape = tuple(shape)
         size = math.prod(check_shape(shape))
         require(hidden >= 2, "hidden", hidden, "must be at least 2")
         require(num_layers >= 1, "num_layers", num_layers, "must be at least 1")

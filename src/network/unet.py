@@ -54,6 +54,7 @@ class UNet(nn.Module):
         num_heads: int = 1,
     ) -> None:
         super().__init__()
+        self.shape = tuple(shape)
         widths = check_widths(channels, channel_mult, num_blocks)
         require(channels >= 2, "channels", channels, "must be at least 2")
         sizes = _level_sizes(shape, len(widths))

@@ -39,7 +39,7 @@ def explain(
 
 def nearest(name: str, known: list[str]) -> str:
     """``; did you mean X?`` for the known name closest to ``name``, or an empty string."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -94,8 +94,11 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     if "." not in key and (conf / key).is_dir():
         return f"{guilty[0]}: nothing in this configuration uses the group {key!r} (another model may)"
+    parent = key.rpartition(".")[0]
+    beside = [name.rpartition(".")[2] for name in known if parent and name.rpartition(".")[0] == parent]
+    advice = nearest(key, known) or (f"; there are {', '.join(beside)}" if beside else "")
     also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
-    return f"{guilty[0]}: there is no setting {key!r}{nearest(key, known)}{also} (see --help)"
+    return f"{guilty[0]}: there is no setting {key!r}{advice}{also} (see --help)"
 
 
 def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
