@@ -21,9 +21,8 @@ def cosine(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0, fina
     require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must be >= 0")
     require(0 <= final <= 1, "final", final, "must be between 0 and 1")
     if not math.isfinite(total_steps):
-        raise ConfigError(
-            "lr_schedule=cosine: needs the number of steps; set trainer.max_steps or trainer.max_epochs, or use lr_schedule=constant"
-        )
+        way_out = "set trainer.max_steps or trainer.max_epochs, or use lr_schedule=constant"
+        raise ConfigError(f"lr_schedule=cosine: needs the number of steps; {way_out}")
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))

@@ -111,7 +111,16 @@ def _place_run(cfg: DictConfig) -> None:
         hydra_config.run.dir = cfg.run_dir
 
 
+class _Stdout(logging.StreamHandler):
+    """Writes to whatever standard output is now: a progress bar replaces it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Follow ``sys.stdout``."""
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def _quiet_logging() -> None:
     """Plain messages on standard output; libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stdout()], force=True)
     logging.getLogger("src").setLevel(logging.INFO)
