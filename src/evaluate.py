@@ -15,8 +15,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Losses on the validation and test splits and generation metrics of the model at ``ckpt_path``.
 
     Uses the averaged weights where the run has them. Writes ``evaluation.json`` (``output``, default: the run
-    directory) and returns its numbers; the names of distances carry features and number of images, as in
-    ``test/fid_classifier_360``.
+    directory, or beside the file) and returns its numbers; the names of distances carry features and number of images,
+    as in ``test/fid_classifier_360``.
     """
     from pathlib import Path
 
@@ -24,11 +24,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     from src.files import write_json
     from src.runtime.report import show_metrics
 
-    path = find_checkpoint(cfg.ckpt_path)
+    path = find_checkpoint(cfg.ckpt_path).resolve()
     checkpoint = read_checkpoint(path)
+    run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
     metrics, is_first_rank = _measure(cfg, checkpoint)
     if is_first_rank:
-        target = Path(cfg.output or path.parents[1]) / "evaluation.json"
+        target = Path(cfg.output or run_dir) / "evaluation.json"
         context = {"checkpoint": str(path), "step": checkpoint["global_step"], "seed": cfg.seed}
         write_json(target, metrics | {"context": context | {"overrides": list(cfg.overrides)}})
         show_metrics(metrics, f"Evaluation of {path}")
@@ -46,8 +47,9 @@ def _measure(cfg: DictConfig, checkpoint: dict[str, Any]) -> tuple[dict[str, flo
     from src.runtime.data import data_of
     from src.runtime.report import with_sample_size
     from src.runtime.run import run_config
-    from src.runtime.trainer import build_trainer
+    from src.runtime.trainer import build_trainer, check_seed
 
+    check_seed(cfg.seed)
     pl.seed_everything(cfg.seed, verbose=False)
     run_cfg = run_config(checkpoint["config"], cfg.overrides)
     model = restore(run_cfg.model, checkpoint)

@@ -39,8 +39,10 @@ class GenerativeModule(pl.LightningModule):
         self.model.step = self.global_step
         torch.manual_seed(mix(batch.seeds[0], "dropout"))
         loss = self._losses(batch, "train")["loss"]
-        # Off the CPU, reading the loss waits for the device: do it only where logging does so anyway.
-        if (loss.device.type == "cpu" or batch_idx % self.trainer.log_every_n_steps == 0) and not loss.isfinite():
+        # Off the CPU, reading the loss waits for the device: do it only where logging does so anyway, and at the end.
+        step, total = self.global_step, self.trainer.estimated_stepping_batches
+        seen = loss.device.type == "cpu" or step % self.trainer.log_every_n_steps == 0 or step + 1 >= total
+        if seen and not loss.isfinite():
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise NonFiniteError(
                 f"train/loss={loss.item()} at step {self.global_step} (optimizer.lr={rate:g}): training diverged; "

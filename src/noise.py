@@ -48,11 +48,12 @@ def randn(
     """
     if isinstance(generator, Sequence):
         _check_one_each(shape, generator)
-        noise = torch.empty(tuple(shape))
+        noise = torch.empty(tuple(shape), dtype=torch.float32)
         for row, own in zip(noise, generator, strict=True):
             row.normal_(generator=own)
     else:
-        noise = torch.randn(tuple(shape), generator=generator, device=generator.device if generator else device)
+        where = generator.device if generator else device
+        noise = torch.randn(tuple(shape), generator=generator, device=where, dtype=torch.float32)
     return noise.to(device=device, dtype=dtype, non_blocking=True)
 
 

@@ -23,14 +23,14 @@ def sample(cfg: DictConfig) -> Path:
     from PIL import Image
 
     from src.checkpoint import read_checkpoint, restore
-    from src.errors import ConfigError, require
+    from src.errors import ConfigError
     from src.files import atomic_path
     from src.model.base import CanSample
     from src.runtime.pictures import grid
     from src.runtime.run import output_directory, run_config
-    from src.runtime.sampling import draw
+    from src.runtime.sampling import check_sampling, draw
 
-    require(isinstance(cfg.num_samples, int) and cfg.num_samples >= 1, "num_samples", cfg.num_samples, "must be >= 1")
+    check_sampling(cfg)
     checkpoint = read_checkpoint(cfg.ckpt_path)
     model = restore(run_config(checkpoint["config"], cfg.overrides).model, checkpoint)
     if not isinstance(model, CanSample):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -11,33 +12,37 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from omegaconf import DictConfig
 
+log = logging.getLogger("src.train")
+
 
 def train(cfg: DictConfig) -> float | None:
     """Train, test and report the run that ``cfg`` (conf/train.yaml, composed) describes; return its optimised metric.
 
     Every object is built, and the data read, before the run directory exists. Raises subclasses of ProjectError.
     """
+    from contextlib import nullcontext
+
     from src.runtime.assemble import assemble
     from src.runtime.loggers import close_wandb, loggers_of
-    from src.runtime.run import make_run_directory
+    from src.runtime.run import run_directory
 
     begin = time.monotonic()
     start, module, data, trainer, config = assemble(cfg)
-    if trainer.is_global_zero:
-        make_run_directory(cfg, config, resumed=start.resumes)
-    try:
-        trainer.loggers = loggers_of(cfg, config)
-        trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
-        return _finish(cfg, trainer, module, begin)
-    finally:
-        close_wandb()
+    first = trainer.is_global_zero
+    with run_directory(cfg, config, resumed=start.resumes) if first else nullcontext():
+        try:
+            trainer.loggers = loggers_of(cfg, config)
+            start.warn_if_done(trainer.max_steps)
+            trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
+            return _finish(cfg, trainer, module, begin)
+        finally:
+            close_wandb()
 
 
-def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float) -> float:
+def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float) -> float | None:
     """Test under the final weights, write metrics.json and the curves, print the summary."""
     from pathlib import Path
 
-    from src.errors import ConfigError
     from src.files import write_json
     from src.runtime.loggers import log_outcome
     from src.runtime.report import draw_curves, read_history, show_summary
@@ -56,9 +61,8 @@ def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, be
         log_outcome(trainer.loggers, run_dir)
         show_summary(run_dir, metrics)
     if cfg.optimized_metric not in metrics:
-        known = ", ".join(name for name in metrics if "/" in name)
-        raise ConfigError(f"optimized_metric={cfg.optimized_metric}: was not logged; there are {known}")
-    return metrics[cfg.optimized_metric]
+        log.warning("optimized_metric=%s: was not measured in this run", cfg.optimized_metric)
+    return metrics.get(cfg.optimized_metric)
 
 
 def main() -> None:

@@ -179,6 +179,15 @@ def test_plain_progress_has_losses_speed_and_time_left(composed, small, caplog):
     assert any(record.message.startswith("validation at step") for record in caplog.records)
 
 
+@pytest.mark.parametrize(("name", "value"), [("WANDB_API_KEY", "abc"), ("WANDB_MODE", "foo"), ("WANDB_MODE", "")])
+def test_wandb_never_stops_a_run(composed, small, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv(name, value)
+    words = [w for w in small if w != "logger=csv"] + ["logger=wandb", "callback.generation=null", "callback.grid=null"]
+    assert train(composed("model=ae", *words)) > 0
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
 def test_wandb_is_logged_offline_and_can_be_read_back(composed, small, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     train(

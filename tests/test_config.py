@@ -112,7 +112,7 @@ def test_both_halves_of_an_autoencoder_follow_one_setting(composed):
     ("words", "message"),
     [
         (["schedule.num_timesteps=0"], "schedule.num_timesteps=0: "),
-        (["schedule.beta_end=1.5"], "schedule.beta_end=1.5: "),
+        (["schedule=linear", "schedule.beta_end=1.5"], "schedule.beta_end=1.5: "),
         (["schedule=cosine", "schedule.max_beta=2"], "schedule.max_beta=2: "),
         (["sampler.num_steps=2000"], "sampler.num_steps=2000: must be between 1 and num_timesteps=1000"),
         (["sampler.num_steps=0"], "sampler.num_steps=0: "),

@@ -24,8 +24,8 @@ CONFIG = [
     (["scheduel.num_timesteps=3"], "did you mean schedule.num_timesteps?"),
     (["schedule.num_timesteps=0"], "schedule.num_timesteps=0: must be an integer >= 1"),
     (["schedule.num_timesteps=abc"], "schedule.num_timesteps=abc: must be an integer >= 1"),
-    (["schedule.beta_start=0.5"], "schedule.beta_end=0.02: must be between beta_start=0.5 and 1"),
-    (["schedule.beta_start=-1"], "schedule.beta_start=-1: must be inside (0, 1)"),
+    (["schedule=linear", "schedule.beta_start=0.5"], "schedule.beta_end=0.02: must be between beta_start=0.5 and 1"),
+    (["schedule=linear", "schedule.beta_start=-1"], "schedule.beta_start=-1: must be inside (0, 1)"),
     (["sampler.num_steps=1001"], "sampler.num_steps=1001: must be between 1 and num_timesteps=1000"),
     (["sampler.num_steps=0"], "sampler.num_steps=0"),
     (["model=vae", "model.latent_dim=0"], "model.latent_dim=0"),
@@ -43,13 +43,26 @@ CONFIG = [
     (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
     (["callback.ema.decay=1.5"], "callback.ema.decay=1.5"),
     (["callback.generation.num_samples=1"], "callback.generation.num_samples=1: must be >= 2"),
+    (["seed=-1"], "seed=-1: must be an integer from 0"),
+    (["trainer.gradient_clip_val=abc"], "trainer.gradient_clip_val=abc: must be >= 0"),
+    (["trainer.val_check_interval=0"], "trainer.val_check_interval=0: must be batches"),
+    (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be one of 32-true, bf16-mixed, 16-mixed"),
+    (["dataset.global_batch_size=abc"], "dataset.global_batch_size=abc: must be an integer >= 1"),
+    (["model=vae", "model.latent_dim=1.5"], "model.latent_dim=1.5: must be an integer >= 1"),
+    (["optimized_metric=val/nope"], "optimized_metric=val/nope: must be one of test/"),
+    (["optimized_metric=val/fid_classifier", "callback.generation=null"], "optimized_metric=val/fid_classifier"),
+    (["+logger.csv.bogus=1"], "logger.csv"),
+    (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0: must be an integer >= 1"),
     (["resume=yes"], "resume="),
     (["schedule=cosine", "schedule.beta_end=2"], "'schedule.beta_end'; there are num_timesteps, offset, max_beta"),
     (["model.colour=red"], "model.colour=red: there is no setting 'model.colour'"),
     (["+model.colour=red"], "colour"),
     (["optimized_metric=test/loss"], "optimized_metric=test/loss: must be logged at validations"),
     (["dataset=image_folder"], "dataset.root: must be given"),
-    (["lr_schedule=cosine", "trainer.max_time=00:00:01:00"], "lr_schedule=cosine: needs the number of steps"),
+    (
+        ["lr_schedule=cosine", "trainer.max_steps=-1", "trainer.max_time=00:00:01:00"],
+        "lr_schedule=cosine: needs the number of steps",
+    ),
 ]
 
 
@@ -95,16 +108,17 @@ def test_data_that_is_not_there(cli, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-def test_a_corrupt_image_is_named(cli, small, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(cli, small, tmp_path, workers):
     good = picture(tmp_path)
-    folder(
-        tmp_path, {f"{i}.png": good for i in range(80)} | {f"{i}.png": good[: len(good) // 2] for i in range(80, 160)}
-    )
+    folder(tmp_path, {f"{i:03d}.png": good if i % 30 else good[: len(good) // 2] for i in range(1, 181)})
     words = ["dataset=image_folder", "dataset.root=images", "dataset.image_size=8", "callback.generation=null"]
-    done = cli("train", *small, *words, "hydra.run.dir=run")
+    words += ["trainer.max_steps=20", "trainer.limit_train_batches=null", "trainer.val_check_interval=20"]
+    done = cli("train", *small, *words, f"dataset.num_workers={workers}", "hydra.run.dir=run")
     assert done.code == 3, done
-    assert ".png" in done.err
+    assert "cannot read image images/" in done.err
     assert done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_features_without_labels_name_both_ways_out(cli, small, tmp_path):

@@ -1,6 +1,7 @@
 """The entry points, end to end: every model trains, resumes, reloads, samples and is evaluated."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -40,6 +41,9 @@ def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_pat
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / "000002.png")), samples[2, :, :, 0])
     evaluated = cli("evaluate", f"ckpt_path={run}", "trainer=cpu", "num_samples=4")
     assert evaluated.code == 0, evaluated.err
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    assert cli("evaluate", "ckpt_path=alone.ckpt", "trainer=cpu", "num_samples=4").code == 0
+    assert (tmp_path / "evaluation.json").read_text() != (run / "evaluation.json").read_text()
     numbers = json.loads((run / "evaluation.json").read_text())
     assert {"val/loss", "test/loss", "test/fid_classifier_4", "test/fid_floor_classifier_360"} <= numbers.keys()
 
@@ -58,10 +62,11 @@ def test_training_lowers_the_loss_and_two_runs_are_equal(composed, small, tmp_pa
     assert values[0] == values[1] < untrained - 5
 
 
-@pytest.mark.parametrize("model", ["ddpm", "vae"])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model):
+@pytest.mark.parametrize(("model", "accumulate"), [("ddpm", 1), ("ddpm", 2), ("vae", 1)])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model, accumulate):
     words = [f"model={model}", *small, "trainer.limit_train_batches=null", "callback.generation=null"]
-    words += ["dataset.flip=true", "trainer.val_check_interval=3", "dataset.global_batch_size=600"]
+    words += ["dataset.flip=true", "dataset.global_batch_size=600", "lr_schedule=constant"]
+    words += [f"trainer.accumulate_grad_batches={accumulate}", f"trainer.val_check_interval={3 * accumulate}"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     assert cli("train", *words, "trainer.max_steps=5", f"hydra.run.dir={unbroken}").code == 0
     assert cli("train", *words, "trainer.max_steps=3", f"hydra.run.dir={broken}").code == 0
@@ -74,6 +79,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, mod
         assert one[part].keys() == two[part].keys()
         assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
     assert (broken / "metrics-1.csv").exists()
+    assert (broken / "config-1.yaml").exists()
 
 
 def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):

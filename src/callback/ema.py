@@ -31,6 +31,9 @@ class EMA(pl.Callback):
         """Begin with the weights themselves, or with the average that the checkpoint brought."""
         parameters = _parameters(pl_module)
         self.average = {n: self.average.get(n, p.detach()).to(p.device, copy=True) for n, p in parameters.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count steps from here: only now has a checkpoint's step been restored."""
         self._seen = trainer.global_step
 
     @torch.no_grad()

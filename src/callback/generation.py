@@ -55,6 +55,12 @@ class Generation(pl.Callback):
         self.every, self.batch_size = every, batch_size
         self._active, self._has_reference, self._validations = True, False, 0
 
+    @property
+    def logged(self) -> set[str]:
+        """Names of what a run with this callback logs."""
+        distance = {f"{stage}/fid_{self.features.name}" for stage in ("val", "test")}
+        return distance if self._active else set()
+
     def prepare(self, model: GenerativeModel, data: ImageDataModule) -> None:
         """Train or check the features before a run directory exists, so that what cannot work fails early."""
         self._active = isinstance(model, CanSample)
@@ -86,23 +92,31 @@ class Generation(pl.Callback):
             accuracy = self.features.accuracy(test.images, test.labels)
             self._log(pl_module, f"test/accuracy_of_{self.features.name}", accuracy)
 
+    def state_dict(self) -> dict[str, int]:
+        """The number of validations so far, which ``every`` counts."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self._validations = state_dict["validations"]
+
     @torch.no_grad()
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str, num: int) -> None:
         self.features.to(pl_module.device)
-        self.metric.to(pl_module.device)
+        self.metric.to("cpu" if pl_module.device.type == "mps" else pl_module.device)  # MPS has no float64
         if not self._has_reference:
             for images in self._share(trainer.datamodule.splits["train"], trainer):
                 self.metric.update(self.features(images.to(pl_module.device)), real=True)
             self._has_reference = True
         self.metric.reset()
-        sure: list[Tensor] = []
+        sure = torch.zeros((), device=pl_module.device)
         for images in self._samples(trainer, pl_module, num):
             self.metric.update(self.features(images), real=False)
             if isinstance(self.features, CanClassify):
-                sure.append(self.features.probabilities(images).amax(1) > 0.9)
+                sure += (self.features.probabilities(images).amax(1) > 0.9).sum()
         self._log(pl_module, f"{stage}/fid_{self.features.name}", self._distance())
-        if sure:
-            share = torch.cat(sure).float().mean()
+        if isinstance(self.features, CanClassify):
+            share = trainer.strategy.reduce(sure, reduce_op="sum") / num
             self._log(pl_module, f"{stage}/confident_{self.features.name}", share)
 
     def _distance(self) -> float:

@@ -63,8 +63,8 @@ class Grid(pl.Callback):
     def _pairs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> np.ndarray:
         """Rows of validation images, each above the row of their reconstructions."""
         data = trainer.datamodule.splits["val"]
-        width = 8
-        num = min(len(data), self.num_images // 2 // width * width or width)
+        width = min(8, len(data))
+        num = max(1, min(len(data), self.num_images // 2) // width) * width  # whole rows only
         images = data.images[torch.arange(num)]
         again = to_uint8(pl_module.model.reconstruct(to_float(images).to(pl_module.device))).cpu()
         rows = [row for pair in zip(images.split(width), again.split(width), strict=True) for row in pair]

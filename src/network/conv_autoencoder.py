@@ -80,7 +80,7 @@ class ConvDecoder(nn.Module):
         upsample: str = "nearest",
     ) -> None:
         super().__init__()
-        require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
+        require(isinstance(latent_dim, int) and latent_dim >= 1, "latent_dim", latent_dim, "must be an integer >= 1")
         widths = check_widths(channels, channel_mult, num_blocks)
         *self.sizes, last = _level_sizes(shape, len(widths))
         check_norm(norm, last)

@@ -51,7 +51,7 @@ class MLPDecoder(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        require(latent_dim >= 1, "latent_dim", latent_dim, "must be at least 1")
+        require(isinstance(latent_dim, int) and latent_dim >= 1, "latent_dim", latent_dim, "must be an integer >= 1")
         shape = check_shape(shape)
         layers = _hidden_layers(latent_dim, hidden, activation)
         self.layers = nn.Sequential(

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from src.errors import ConfigError, ProjectError
 from src.runtime.explain import explain
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -60,15 +61,22 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BaseException as ended:
-        error = ended.__cause__ if isinstance(ended, _Ended) else ended
-        code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
-        if asked not in ("", "0") or code == 1:
-            traceback.print_exception(error)
-        if message:
-            print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
+        sys.exit(_report(ended, config_name, of_run, traced=asked not in ("", "0")))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], traced: bool) -> int:
+    """Print what ended the program as one line, a defect with its traceback; return the exit code."""
+    error = ended.__cause__ if isinstance(ended, _Ended) else ended
+    if isinstance(ended, ValueError) and not isinstance(ended, ProjectError):  # Hydra's, of the composition
+        error = ConfigError(f"{str(ended).splitlines()[0]} (a group of several options is emptied with group=[])")
+    code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
+    if traced or code == 1:
+        traceback.print_exception(error)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 class _Ended(BaseException):

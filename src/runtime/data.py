@@ -55,8 +55,9 @@ class ImageDataModule(pl.LightningDataModule):
         binarize: str | None = None,
     ) -> None:
         super().__init__()
-        require(global_batch_size >= 1, "dataset.global_batch_size", global_batch_size, "must be >= 1")
-        require(num_workers >= 0, "dataset.num_workers", num_workers, "must be >= 0")
+        for name, count, least in (("global_batch_size", global_batch_size, 1), ("num_workers", num_workers, 0)):
+            whole = isinstance(count, int) and count >= least
+            require(whole, f"dataset.{name}", count, f"must be an integer >= {least}")
         require(binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic")
         self.splits = {split: load(split=split) for split in SPLITS}
         for split, data in self.splits.items():
@@ -83,10 +84,9 @@ class ImageDataModule(pl.LightningDataModule):
         return self._eval_loader("test")
 
     def _eval_loader(self, split: str) -> DataLoader:
-        data, trainer = self.splits[split], self.trainer
-        plan = EvalPlan(
-            len(data), mix(self.seed, split), self.global_batch_size, trainer.global_rank, trainer.world_size
-        )
+        data = self.splits[split]
+        accumulate, world, rank = self.shares(self.trainer)
+        plan = EvalPlan(len(data), mix(self.seed, split), self.global_batch_size // (accumulate * world), rank, world)
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         return DataLoader(self._batches(data, flip=False), batch_size=None, sampler=plan, **workers)
 

@@ -27,7 +27,7 @@ def explain(
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, ProjectError):
-        return error.exit_code, _one_line(error)
+        return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return CONFIG, _unknown_option(error)
     if isinstance(error, MissingMandatoryValue):
@@ -39,7 +39,7 @@ def explain(
 
 def nearest(name: str, known: list[str]) -> str:
     """``; did you mean X?`` for the known name closest to ``name``, or an empty string."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.78)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -95,8 +95,9 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
     if "." not in key and (conf / key).is_dir():
         return f"{guilty[0]}: nothing in this configuration uses the group {key!r} (another model may)"
     parent = key.rpartition(".")[0]
-    beside = [name.rpartition(".")[2] for name in known if parent and name.rpartition(".")[0] == parent]
-    advice = nearest(key, known) or (f"; there are {', '.join(beside)}" if beside else "")
+    beside = [name for name in known if parent and name.rpartition(".")[0] == parent]
+    listed = ", ".join(name.rpartition(".")[2] for name in beside)
+    advice = (nearest(key, beside) or f"; there are {listed}") if beside else nearest(key, known)
     also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
     return f"{guilty[0]}: there is no setting {key!r}{advice}{also} (see --help)"
 
@@ -120,6 +121,11 @@ def _keys(node: DictConfig, prefix: str) -> list[str]:
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
             names += _keys(child, f"{prefix}{key}.")
     return names
+
+
+def _of_worker(error: ProjectError) -> str:
+    """The message of an error that a data worker sent as the text of its traceback."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 def _one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.runtime.build import build
-from src.runtime.report import keep_history
+from src.runtime.run import keep_earlier
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ INIT_TIMEOUT = 15  # seconds until an unreachable server is given up
 
 def loggers_of(cfg: DictConfig, config: dict[str, Any]) -> list[Logger]:
     """The loggers of ``cfg.logger``, told the resolved ``config``; earlier history is kept."""
-    keep_history(Path(cfg.run_dir))
+    if rank_zero_only.rank == 0:
+        keep_earlier(Path(cfg.run_dir) / "metrics.csv")  # Lightning would delete it
     loggers = [build(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node]
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # beside metrics.csv lies config.yaml
@@ -41,18 +42,38 @@ def wandb_logger(save_dir: str, project: str, **settings: Any) -> WandbLogger:  
 
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", message=".*wandb run already in progress.*")
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    mode = _mode()
     if rank_zero_only.rank == 0:
         os.makedirs(save_dir, exist_ok=True)
         common = {"project": project, "dir": save_dir, **settings}
         try:
+            if mode == "online" and not wandb.login(prompt=False, timeout=INIT_TIMEOUT):
+                raise ConnectionError("not logged in")
             wandb.init(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT), **common)
-        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        except Exception as error:  # whatever is wrong with W&B is no reason not to train
             reason = str(error).strip().splitlines()[0]
             log.warning("W&B cannot be reached or used (%s): logging offline, upload later with `wandb sync`", reason)
             mode = "offline"
             wandb.init(mode=mode, **common)
     return WandbLogger(project=project, save_dir=save_dir, offline=mode == "offline", **settings)
+
+
+def _mode() -> str:
+    """WANDB_MODE where it is one that W&B knows, else online for those who are logged in."""
+    import wandb
+
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked in ("online", "offline", "disabled"):
+        return asked
+    if asked:
+        log.warning("WANDB_MODE=%s: must be online, offline or disabled; ignored", asked)
+    os.environ.pop("WANDB_MODE", None)
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except Exception as error:
+        log.warning("W&B login: %s", str(error).strip().splitlines()[0])
+        os.environ.pop("WANDB_API_KEY", None)
+        return "offline"
 
 
 def log_outcome(loggers: list[Logger], run_dir: Path) -> None:

@@ -21,13 +21,6 @@ NOT_REPEATED = ("run_dir=", "resume=", "ckpt_path=", "init_from=", "trainer.max_
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
 
-def keep_history(run_dir: Path) -> None:
-    """Set ``metrics.csv`` of an earlier part of the run aside as ``metrics-<k>.csv``: Lightning would delete it."""
-    current = run_dir / "metrics.csv"
-    if current.exists():
-        current.rename(run_dir / f"metrics-{len(list(run_dir.glob('metrics-*.csv'))) + 1}.csv")
-
-
 def read_history(run_dir: Path) -> History:
     """All metrics of a run over the optimiser step; where a resumed part repeats steps, the later part counts."""
     history: History = defaultdict(lambda: ([], []))

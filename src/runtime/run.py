@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,13 @@ COPIES = {  # where a resolved configuration holds a node a second time, because
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make_run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Path:
+@contextmanager
+def run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Iterator[Path]:
     """Create ``cfg.run_dir`` with ``config.yaml`` and ``train.log``; only a resumed run may find it in use.
 
-    config: the resolved configuration, see ``plain``.
-
-    Raises ConfigError when it already holds something, StorageError when it cannot be made.
+    config: the resolved configuration, see ``plain``; that of an earlier part of the run is kept as config-<k>.yaml.
+    A run that fails before anything was saved leaves no directory behind. Raises ConfigError when the directory
+    already holds something, StorageError when it cannot be made.
     """
     directory = Path(cfg.run_dir)
     if not resumed and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -44,10 +48,26 @@ def make_run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -
         log_file = logging.FileHandler(directory / "train.log", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"hydra.run.dir={directory}: cannot be made ({error.strerror})") from error
+    keep_earlier(directory / "config.yaml")
     write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger().addHandler(log_file)
-    return directory
+    try:
+        yield directory
+    except BaseException:
+        if not resumed and not (directory / "checkpoints").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+    finally:
+        logging.getLogger().removeHandler(log_file)
+        log_file.close()
+
+
+def keep_earlier(path: Path) -> None:
+    """Set a file of an earlier part of the run aside: ``metrics.csv`` becomes ``metrics-1.csv``, then ``-2``."""
+    if path.exists():
+        number = 1 + len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
+        path.rename(path.with_stem(f"{path.stem}-{number}"))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

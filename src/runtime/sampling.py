@@ -14,14 +14,20 @@ from src.dataset.base import to_uint8
 from src.errors import require
 from src.model.base import CanSample
 from src.noise import generators, mix
-from src.runtime.trainer import check_machine
+from src.runtime.trainer import check_machine, check_seed
+
+
+def check_sampling(cfg: DictConfig) -> None:
+    """Raise ConfigError when number, batch, seed or machine of ``src.sample`` cannot work."""
+    for name in ("num_samples", "batch_size", "grid_images"):
+        require(isinstance(cfg[name], int) and cfg[name] >= 1, name, cfg[name], "must be an integer >= 1")
+    check_seed(cfg.seed)
+    check_machine(cfg.trainer)
 
 
 @torch.inference_mode()
 def draw(model: CanSample, cfg: DictConfig) -> Tensor:
     """``cfg.num_samples`` images (N, C, H, W) uint8 on the CPU, ``cfg.batch_size`` at a time, with a progress bar."""
-    require(cfg.batch_size >= 1, "batch_size", cfg.batch_size, "must be >= 1")
-    check_machine(cfg.trainer)
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
     fabric.to_device(model)
     parts = [

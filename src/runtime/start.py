@@ -27,6 +27,11 @@ class Start(NamedTuple):
         if self.content is not None:
             load_weights(model, self.content)
 
+    def warn_if_done(self, max_steps: int) -> None:
+        """Say so where the state is already at the last step."""
+        if self.path is not None and 0 < max_steps <= self.content["global_step"]:
+            log.warning("nothing left to train: the checkpoint is at trainer.max_steps=%d or beyond", max_steps)
+
 
 def starting_point(cfg: DictConfig) -> Start:
     """Read ``resume``, ``ckpt_path`` and ``init_from``; at most one of them may be set.
@@ -40,18 +45,15 @@ def starting_point(cfg: DictConfig) -> Start:
     if cfg.init_from is not None:
         return Start(content=read_checkpoint(cfg.init_from, "init_from"))
     if cfg.ckpt_path is not None:
-        return _full_state(find_checkpoint(cfg.ckpt_path), cfg)
+        return _full_state(find_checkpoint(cfg.ckpt_path))
     require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
     last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
     if cfg.resume == "auto" and last.is_file():
-        return _full_state(last, cfg)._replace(resumes=True)
+        return _full_state(last)._replace(resumes=True)
     return Start(resumes=cfg.resume == "auto")
 
 
-def _full_state(path: Path, cfg: DictConfig) -> Start:
+def _full_state(path: Path) -> Start:
     content = read_checkpoint(path)
     log.info("continuing from %s (step %d)", path, content["global_step"])
-    limit = cfg.trainer.max_steps
-    if limit is not None and 0 < limit <= content["global_step"]:
-        log.warning("nothing left to train: trainer.max_steps=%d, the checkpoint is at that step or beyond", limit)
     return Start(path, content)
