@@ -29,6 +29,7 @@ COPIES = {  # where a resolved configuration holds a node a second time, because
     "metric": "callback.generation.metric",
     "dataset.root": "dataset.load.root",
 }
+RESULTS = ("checkpoints", "samples", "metrics.csv")  # what makes a run directory worth keeping
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -55,7 +56,7 @@ def run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Ite
     try:
         yield directory
     except BaseException:
-        if not resumed and not (directory / "checkpoints").exists():
+        if not resumed and not any((directory / name).exists() for name in RESULTS):
             shutil.rmtree(directory, ignore_errors=True)
         raise
     finally:
