@@ -250,7 +250,7 @@ def test_refused_sizes_name_those_that_would_do(shape, message):
         (lambda: MLP(SHAPE, dropout=-0.1), "dropout=-0.1: "),
         (lambda: ConvEncoder(SHAPE, norm="none"), "norm=none: "),
         (lambda: ConvEncoder((1, 0, 8)), r"shape=\(1, 0, 8\): "),
-        (lambda: ConvDecoder(0, SHAPE), "latent_dim=0: must be at least 1"),
+        (lambda: ConvDecoder(0, SHAPE), "latent_dim=0: must be an integer >= 1"),
         (lambda: ConvDecoder(2, SHAPE, upsample="area"), "upsample=area: "),
         (lambda: MLPEncoder(SHAPE, hidden=()), r"hidden=\[\]: must be one or more widths"),
         (lambda: MLPEncoder(SHAPE, hidden=(8, 0)), r"hidden=\[8, 0\]: "),

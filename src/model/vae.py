@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from src.beta import Beta
@@ -40,7 +41,7 @@ class VAE(GenerativeModel):
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x). log_var is clamped to [-20, 20]: outside, exp leaves float32's useful range."""
-        mean, log_var = self.to_posterior(self.encoder(x)).float().chunk(2, dim=1)  # float: also under autocast
+        mean, log_var = _at_least_float32(self.to_posterior(self.encoder(x))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var.clamp(-20, 20))
 
     def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
@@ -76,5 +77,10 @@ class VAE(GenerativeModel):
     def _terms(self, x: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
         """log p(x | z) with one z ~ q(z | x), (B,), and the analytic KL of each latent, (B, latent_dim)."""
         posterior = self.posterior(x)
-        reconstruction = self.likelihood.log_prob(self.decoder(posterior.sample(generator)).float(), x)
+        reconstruction = self.likelihood.log_prob(_at_least_float32(self.decoder(posterior.sample(generator))), x)
         return reconstruction, posterior.kl_to_standard()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Densities are computed in float32 or better: autocast's bfloat16 is as coarse as half a grey level."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
