@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.errors import CheckpointError, ProjectError
+from src.errors import CheckpointError, ProjectError, first_line
 from src.model.base import GenerativeModel
 
 BUILDABLE = {"model", "network", "schedule", "sampler", "prediction", "weighting", "likelihood", "beta"}
@@ -53,9 +53,7 @@ def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
             raise CheckpointError(f"{setting}={found}: the file is damaged (checksum of {damaged})")
         checkpoint = torch.load(found, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{setting}={found}: not a checkpoint, or a damaged one ({_first_line(error)})"
-        ) from error
+        raise CheckpointError(f"{setting}={found}: not a checkpoint, or a damaged one ({first_line(error)})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{setting}={found}: refused, it holds more than tensors and plain values") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
@@ -74,7 +72,7 @@ def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel
         cause = error.__cause__ or error
         if isinstance(cause, ProjectError):
             raise cause from error
-        raise CheckpointError(f"the model of the checkpoint cannot be built: {_first_line(cause)}") from error
+        raise CheckpointError(f"the model of the checkpoint cannot be built: {first_line(cause)}") from error
     load_weights(model, checkpoint)
     return model.eval()
 
@@ -121,7 +119,3 @@ def _is_ours(target: object) -> bool:
     except ImportError:
         return False
     return getattr(getattr(module, parts[-1], None), "__module__", None) == module.__name__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

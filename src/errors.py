@@ -60,3 +60,8 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise ``ConfigError('name=value: allowed')`` unless ``holds``; the command line adds the path of the setting."""
     if not holds:
         raise ConfigError(f"{name}={value}: {allowed}")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the error's message, or its class where it has none (libraries raise both)."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

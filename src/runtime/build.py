@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from src.errors import ConfigError, ProjectError
+from src.errors import ConfigError, ProjectError, first_line
 
 
 def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (whatever the node's target returns)
@@ -31,7 +31,7 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
         cause = error.__cause__ or error
         found = re.search(r"full_key: (\S+)", str(error))
         where = found[1] if found else path
-        message = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        message = first_line(cause)
         name = re.match(r"([A-Za-z_][\w.]*)=", message)
         setting = _as_typed(raw, f"{where}.{name[1]}") if name else _as_typed(raw, where)
         line = f"{setting}{message[len(name[1]) :]}" if name else f"{setting}: {message}"
@@ -50,7 +50,7 @@ def naming(path: str) -> Iterator[None]:
     except ConfigError as error:
         raise error.under(path) from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: {first_line(error)}") from error
 
 
 def _as_typed(raw: dict[str, Any], path: str) -> str:

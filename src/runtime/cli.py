@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from src.errors import ConfigError, ProjectError
+from src.errors import ConfigError, ProjectError, first_line
 from src.runtime.explain import explain
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -70,7 +70,7 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
     """Print what ended the program as one line, a defect with its traceback; return the exit code."""
     error = ended.__cause__ if isinstance(ended, _Ended) else ended
     if isinstance(ended, ValueError) and not isinstance(ended, ProjectError):  # Hydra's, of the composition
-        error = ConfigError(f"{str(ended).splitlines()[0]} (a group of several options is emptied with group=[])")
+        error = ConfigError(f"{first_line(ended)} (a group of several options is emptied with group=[])")
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
         traceback.print_exception(error)

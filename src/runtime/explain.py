@@ -13,9 +13,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.errors import ConfigError, ProjectError
+from src.errors import ConfigError, MemoryExhaustedError, ProjectError, StorageError, WorkerLostError
 
-DEFECT, CONFIG, DATA, STORAGE, MEMORY, WORKER, INTERRUPTED, TERMINATED = 1, 2, 3, 5, 7, 8, 130, 143
+DEFECT, INTERRUPTED, TERMINATED = 1, 130, 143  # all other codes belong to the classes of src/errors.py
 
 
 def explain(
@@ -29,11 +29,11 @@ def explain(
     if isinstance(error, ProjectError):
         return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
-        return CONFIG, _unknown_option(error)
+        return ConfigError.exit_code, _unknown_option(error)
     if isinstance(error, MissingMandatoryValue):
-        return CONFIG, f"{error.full_key}: must be given, as in {error.full_key}=..."
+        return ConfigError.exit_code, f"{error.full_key}: must be given, as in {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return CONFIG, _bad_override(error, conf, config_name, overrides, of_run)
+        return ConfigError.exit_code, _bad_override(error, conf, config_name, overrides, of_run)
     return _outside(error)
 
 
@@ -52,7 +52,7 @@ def _exit(error: SystemExit) -> tuple[int, str]:
     return (
         (error.code, "")
         if isinstance(error.code, int)
-        else (0 if error.code is None else CONFIG, str(error.code or ""))
+        else (0 if error.code is None else ConfigError.exit_code, str(error.code or ""))
     )
 
 
@@ -61,17 +61,17 @@ def _outside(error: BaseException) -> tuple[int, str]:
     text = _one_line(error)
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         return (
-            MEMORY,
+            MemoryExhaustedError.exit_code,
             f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
         )
     if "DataLoader worker" in text:
-        return WORKER, f"{text}; try dataset.num_workers=0"
+        return WorkerLostError.exit_code, f"{text}; try dataset.num_workers=0"
     if type(error).__name__ == "MisconfigurationException":
-        return CONFIG, text
+        return ConfigError.exit_code, text
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
         advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return STORAGE, f"{error.strerror or text}:{where}{advice}"
+        return StorageError.exit_code, f"{error.strerror or text}:{where}{advice}"
     return DEFECT, f"unexpected {type(error).__name__}: {text}"
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from src.errors import first_line
 from src.runtime.build import build
 from src.runtime.run import keep_earlier
 
@@ -51,8 +52,9 @@ def wandb_logger(save_dir: str, project: str, **settings: Any) -> WandbLogger:  
                 raise ConnectionError("not logged in")
             wandb.init(mode=mode, settings=wandb.Settings(init_timeout=INIT_TIMEOUT), **common)
         except Exception as error:  # whatever is wrong with W&B is no reason not to train
-            reason = str(error).strip().splitlines()[0]
-            log.warning("W&B cannot be reached or used (%s): logging offline, upload later with `wandb sync`", reason)
+            log.warning(
+                "W&B cannot be reached or used (%s): logging offline, upload later with `wandb sync`", first_line(error)
+            )
             mode = "offline"
             wandb.init(mode=mode, **common)
     return WandbLogger(project=project, save_dir=save_dir, offline=mode == "offline", **settings)
@@ -71,7 +73,7 @@ def _mode() -> str:
     try:
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
     except Exception as error:
-        log.warning("W&B login: %s", str(error).strip().splitlines()[0])
+        log.warning("W&B login: %s", first_line(error))
         os.environ.pop("WANDB_API_KEY", None)
         return "offline"
 

@@ -19,7 +19,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import ConfigError, StorageError
+from src.errors import ConfigError, StorageError, first_line
 from src.files import write_text
 
 OF_RUN = ("sampler", "features", "metric", "dataset")  # what sample and evaluate may change of a run
@@ -126,7 +126,7 @@ def _parse(word: str) -> tuple[str, str, Any]:
     try:
         override = OverridesParser.create().parse_override(word)
     except OverrideParseException as error:
-        raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{word}: {first_line(error)}") from error
     return word, override.key_or_group, override.value()
 
 
@@ -142,7 +142,7 @@ def _replace_group(cfg: DictConfig, group: str, option: str) -> None:
         try:
             OmegaConf.resolve(cfg[group])
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{group}={option}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{group}={option}: {first_line(error)}") from error
 
 
 def _version() -> str:
