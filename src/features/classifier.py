@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import DataError, StorageError, require
+from src.errors import DataError, StorageError, first_line, require
 from src.features.base import Features, ImageSource, check_images
 from src.files import atomic_path, content_hash
 from src.noise import generator, mix
@@ -223,7 +223,7 @@ def _load(network: nn.Module, file: Path) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # damage shows in torch, zip or pickle: the answer is the same
-        log.warning("features=classifier: cannot use %s, training again (%s)", file, _line(error))
+        log.warning("features=classifier: cannot use %s, training again (%s)", file, first_line(error))
         return False
     log.info("features=classifier: weights from %s", file)
     return True
@@ -235,12 +235,8 @@ def _save(network: nn.Module, file: Path) -> None:
         with atomic_path(file) as temporary:
             torch.save({"weights": network.state_dict(), "hash": _hash(network.state_dict())}, temporary)
     except (StorageError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        log.warning("features=classifier: not cached, the next run trains again (%s)", _line(error))
+        log.warning("features=classifier: not cached, the next run trains again (%s)", first_line(error))
 
 
 def _hash(state: dict[str, Tensor]) -> str:
     return content_hash(*(part for name, value in state.items() for part in (name, value.numpy().tobytes())))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
