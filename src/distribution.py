@@ -1,14 +1,16 @@
-"""The diagonal Gaussian: densities, reparameterised samples and analytic KL divergences, in nats."""
+"""The diagonal Gaussian: densities, 8-bit probabilities, reparameterised samples and analytic KLs, in nats."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from src.noise import Generators, randn
 
 LOG_2PI = math.log(2 * math.pi)
+HALF_BIN = 1 / 255  # of the 256 values on [-1, 1]
 
 
 class DiagonalGaussian:
@@ -28,6 +30,19 @@ class DiagonalGaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density of each element of x, in nats: -(log 2 pi + log var + (x - mean)^2 / var) / 2."""
         return -0.5 * (LOG_2PI + self.log_var + (x - self.mean).square() * (-self.log_var).exp())
+
+    def log_mass(self, x: Tensor) -> Tensor:
+        """Log-probability of the 8-bit value that each element of x stands for (DDPM section 3.3, eq. 13), in nats.
+
+        x: in [-1, 1]; its bin is [x - 1/255, x + 1/255], and those of -1 and 1 reach to infinity.
+        """
+        inverse_sigma = (-self.log_var / 2).exp()
+        away, half = (x - self.mean) * inverse_sigma, HALF_BIN * inverse_sigma
+        is_outer = x.abs() > 0.999
+        # The Gaussian is symmetric: mirrored to the side where log_ndtr is small, no digits cancel in either tail
+        away = torch.where(is_outer, away * x.sign(), away.abs())
+        upper, lower = torch.special.log_ndtr(half - away), torch.special.log_ndtr(-half - away)
+        return torch.where(is_outer, upper, upper + torch.log(-torch.expm1(lower - upper)))
 
     def kl_to_standard(self) -> Tensor:
         """KL(N(mean, var) || N(0, 1)) of each element (Kingma & Welling 2014, appendix B).

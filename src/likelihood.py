@@ -20,10 +20,15 @@ class Likelihood(nn.Module, ABC):
     """p(x | output) for images x (B, C, H, W) in [-1, 1]; output: (B, C, H, W), unbounded."""
 
     scale: str  # what log_prob measures: "density on [-1, 1]", "probability of 8-bit values", "probability of bits"
+    discrete_scale: str = "8-bit"  # what log_mass measures: probability of "8-bit" values or of "bits"
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """Log-likelihood of each image, summed over its pixels: (B,) nats."""
+
+    def log_mass(self, output: Tensor, x: Tensor) -> Tensor:
+        """Log-probability of the discrete values that x stands for, summed over pixels: (B,) nats, at most 0."""
+        return self.log_prob(output, x)
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
@@ -38,10 +43,17 @@ class Bernoulli(Likelihood):
     """
 
     scale = "probability of bits"
+    discrete_scale = "bits"
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """x log p + (1 - x) log(1 - p) with x in [0, 1], summed over pixels."""
         return -F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+
+    def log_mass(self, output: Tensor, x: Tensor) -> Tensor:
+        """``log_prob``; raises ValueError where x is not binarised, as that is no probability."""
+        if not (x.abs() == 1).all():
+            raise ValueError("Bernoulli is a likelihood of bits only: dataset.binarize=dynamic or static")
+        return self.log_prob(output, x)
 
     def mean(self, output: Tensor) -> Tensor:
         """2 p - 1."""
@@ -65,11 +77,18 @@ class Gaussian(Likelihood):
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """Log density, summed over pixels. A learned sigma stays above 1/1000."""
-        return DiagonalGaussian(output, 2 * self.log_sigma.clamp(min=self.floor)).log_prob(x).flatten(1).sum(1)
+        return self._around(output).log_prob(x).flatten(1).sum(1)
+
+    def log_mass(self, output: Tensor, x: Tensor) -> Tensor:
+        """The density integrated over the bins of the 8-bit values: exact, without dequantisation noise."""
+        return self._around(output).log_mass(x).flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:
         """The output, clipped to the range of images."""
         return output.clamp(-1, 1)
+
+    def _around(self, output: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(output, 2 * self.log_sigma.clamp(min=self.floor))
 
 
 class Logistic(Likelihood):

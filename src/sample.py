@@ -17,37 +17,34 @@ def sample(cfg: DictConfig) -> Path:
     """Write ``num_samples`` images of the model at ``ckpt_path`` to ``output``; return that directory.
 
     Writes samples.npz (key ``samples``: uint8, N x H x W x C), grid.png and, with images=true, one PNG per sample.
-    Sample i depends on (seed, i) alone, not on batch size or device count.
+    Sample i depends on (seed, i) alone, not on batch size or number of processes. What was drawn is kept in shards
+    until the end: the same command with the same ``output`` goes on where an interrupted one stopped.
     """
-    import numpy as np
-    from PIL import Image
+    from pathlib import Path
 
-    from src.checkpoint import read_checkpoint, restore
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from src.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.errors import ConfigError
-    from src.files import atomic_path
     from src.model.base import CanSample
-    from src.runtime.pictures import grid
     from src.runtime.run import output_directory, run_config
-    from src.runtime.sampling import check_sampling, draw
+    from src.runtime.sampling import check_sampling, draw, shards_of, write_samples
 
     check_sampling(cfg)
-    checkpoint = read_checkpoint(cfg.ckpt_path)
-    model = restore(run_config(checkpoint["config"], cfg.overrides).model, checkpoint)
+    path, output = find_checkpoint(cfg.ckpt_path), Path(cfg.output).expanduser()
+    checkpoint = read_checkpoint(path)
+    node = run_config(checkpoint["config"], cfg.overrides).model
+    model = restore(node, checkpoint)
     if not isinstance(model, CanSample):
         raise ConfigError(f"ckpt_path={cfg.ckpt_path}: {type(model).__name__} has no prior, it cannot sample")
-    output = output_directory(cfg.output, cfg.overwrite)
-    images = draw(model, cfg)
-    with atomic_path(output / "samples.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, samples=images.permute(0, 2, 3, 1).numpy())
-    pictures = {"grid.png": grid(images[: cfg.grid_images])}
-    if cfg.images:
-        pictures |= {
-            f"images/{i:06d}.png": image.permute(1, 2, 0).squeeze(-1).numpy() for i, image in enumerate(images)
-        }
-    for name, picture in pictures.items():
-        with atomic_path(output / name) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-    print(f"{len(images)} samples in {output}: samples.npz, {', '.join(list(pictures)[:2])}")
+    shards = shards_of(output, path, node, cfg)
+    if rank_zero_only.rank == 0:
+        output_directory(output, cfg.overwrite or shards.directory.is_dir())
+    images = draw(model, cfg, shards)
+    if images is not None:
+        pictures = write_samples(images, output, cfg)
+        shards.remove()
+        print(f"{len(images)} samples in {output}: samples.npz, {', '.join(pictures[:2])}")
     return output
 
 

@@ -33,13 +33,19 @@ def train(cfg: DictConfig) -> float | None:
         try:
             trainer.loggers = loggers_of(cfg, config)
             start.warn_if_done(trainer.max_steps)
+            begin_fit = time.monotonic()
             trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
-            return _finish(cfg, trainer, module, begin)
+            seconds = time.monotonic() - begin_fit
+            images = (trainer.global_step - start.step) * data.global_batch_size
+            cost = {"train_seconds": seconds, "images_per_second": images / seconds}
+            return _finish(cfg, trainer, module, begin, cost)
         finally:
             close_wandb()
 
 
-def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float) -> float | None:
+def _finish(
+    cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float, cost: dict[str, float]
+) -> float | None:
     """Test under the final weights, write metrics.json and the curves, print the summary."""
     from pathlib import Path
 
@@ -53,7 +59,7 @@ def _finish(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, be
         judge(module, trainer.datamodule, verbose=False)
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["parameters"] = sum(p.numel() for p in module.model.parameters())
-    metrics["seconds"] = time.monotonic() - begin
+    metrics |= cost | {"seconds": time.monotonic() - begin}
     if trainer.is_global_zero:
         run_dir = Path(cfg.run_dir)
         write_json(run_dir / "metrics.json", metrics)

@@ -166,3 +166,8 @@ def peer_run(scheduler, denoise, x, **settings):
         x0 = denoise(x, torch.full((len(x),), index + 1))
         x = scheduler.step(x0, index, x, **settings).prev_sample
     return x
+
+
+def atoms(levels, weights=(0.3, 0.7)):
+    """Pixels that are one of the grey levels 0..255: a mixture of normals without width."""
+    return Mixture(weights, tuple(level / 127.5 - 1 for level in levels), (1e-9,) * len(levels))

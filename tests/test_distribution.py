@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from support import build, options, seeded
@@ -51,6 +52,61 @@ def test_gaussian_samples_have_its_moments_and_gradients():
     sample.square().mean(0).sum().backward()  # E = mean^2 + var
     torch.testing.assert_close(mean.grad, 2 * mean.detach(), rtol=0, atol=0.05)
     torch.testing.assert_close(log_var.grad, log_var.detach().exp(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("sigma", [1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0])
+def test_gaussian_mass_sums_to_one_over_the_256_values(sigma, dtype, allowed):
+    means = torch.cat([torch.linspace(-1.3, 1.3, 31, dtype=torch.float64), torch.tensor([-30.0, 1 / 255, 8.0])])
+    gaussian = DiagonalGaussian(means.to(dtype).unsqueeze(1), torch.tensor(2 * math.log(sigma), dtype=dtype))
+    log_mass = gaussian.log_mass(GREY_LEVELS.to(dtype))
+    assert log_mass.max() <= 0
+    torch.testing.assert_close(log_mass.exp().sum(1), torch.ones_like(log_mass[:, 0]), rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("sigma", [1e-3, 0.02, 0.5, 4.0])
+def test_gaussian_mass_matches_50_digits_in_both_tails(sigma, dtype, allowed):
+    means = torch.tensor([-40.0, -1.5, -1.0, -0.3, 0.0, 1 / 255, 0.9, 2.0, 40.0], dtype=dtype)
+    x = torch.tensor([-1.0, -1 + 2 / 255, 1 / 255, 0.4, 1 - 2 / 255, 1.0], dtype=dtype).unsqueeze(1)
+    mine = DiagonalGaussian(means, torch.tensor(2 * math.log(sigma), dtype=dtype)).log_mass(x)
+
+    def exact(x, mean):
+        lower, upper = ((mpmath.mpf(x) + side / mpmath.mpf(255) - mpmath.mpf(mean)) / sigma for side in (-1, 1))
+        if lower > 0:
+            lower, upper = -upper, -lower
+        with mpmath.workdps(50):
+            tails = [mpmath.erfc(-side / mpmath.sqrt(2)) / 2 for side in (lower, upper)]
+            if abs(x) > 0.999:
+                side = (1 / mpmath.mpf(255) + (mean - x) * (1 if x > 0 else -1)) / sigma
+                return float(mpmath.log(mpmath.erfc(-side / mpmath.sqrt(2)) / 2))
+            return float(mpmath.log(tails[1] - tails[0]))
+
+    expected = torch.tensor([[exact(a, b) for b in means.tolist()] for a in x.flatten().tolist()], dtype=dtype)
+    torch.testing.assert_close(mine, expected, rtol=allowed, atol=10 * allowed)
+
+
+def test_gaussian_mass_of_a_narrow_bin_is_density_times_width():
+    model, output, x = Gaussian(0.7), 0.3 * draw(6, 2, 3, 3), 0.9 * images()  # inside, where no bin is open
+    per_pixel = (model.log_mass(output, x) - model.log_prob(output, x)) / 18
+    torch.testing.assert_close(per_pixel, torch.full((6,), math.log(2 / 255)).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "logistic", "bernoulli"])
+def test_mass_is_the_probability_of_discrete_values(name):
+    model, output = build("likelihood", name, shape=(1, 3, 3)).double(), draw(6, 1, 3, 3)
+    levels, scale = (torch.tensor([-1.0, 1.0]), "bits") if name == "bernoulli" else (GREY_LEVELS, "8-bit")
+    assert model.discrete_scale == scale
+    masses = torch.stack([model.log_mass(output[:, :, :1, :1], torch.full((6, 1, 1, 1), v).double()) for v in levels])
+    torch.testing.assert_close(masses.exp().sum(0), torch.ones(6).double())
+    x = images(shape=(1, 3, 3)).sign()
+    pixels = [model.log_mass(output[..., i : i + 1], x[..., i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(model.log_mass(output, x), sum(pixels))
+
+
+def test_bits_are_asked_for_where_a_probability_is():
+    with pytest.raises(ValueError, match=r"bits only: dataset\.binarize=dynamic or static$"):
+        Bernoulli().log_mass(draw(6, 2, 3, 3), images())
 
 
 @options("likelihood")

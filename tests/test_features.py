@@ -1,22 +1,19 @@
-"""Features: what they promise, how the classifier is trained and cached, how foreign weights are checked."""
+"""Features: what they promise, images as features, how the classifier is trained and cached."""
 
-import hashlib
-import io
 import logging
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from support import build
 from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from src.errors import CheckpointError, ConfigError, DataError
-from src.features import classifier, inception
-from src.features.base import CanClassify, Features
+from src.errors import ConfigError, DataError
+from src.features import classifier
+from src.features.base import CanClassify, Features, HasAccuracy
 from src.features.classifier import Classifier
-from src.features.inception import Inception
+from src.features.pixels import Pixels
 from src.noise import generator
 
 
@@ -85,6 +82,52 @@ def test_only_uint8_batches_are_taken(images, error, message):
         Mean()(images)
 
 
+def test_features_of_an_image_do_not_depend_on_its_batch():
+    images = random_images(9)
+    for features in (quick(), Pixels((1, 8, 8))):
+        alone = torch.cat([features(image[None]) for image in images])
+        torch.testing.assert_close(features(images), alone, rtol=1e-5, atol=1e-5)
+
+
+# ---- pixels
+
+
+def test_pixels_are_the_images_without_loss():
+    images = random_images(5, channels=3)
+    features = build("features", "pixels", shape=(3, 8, 8))
+    values = features(images)
+    assert values.dtype == torch.float32
+    assert values.shape == (5, features.num_features) == (5, 192)
+    assert torch.equal((values * 127.5 + 127.5).round().to(torch.uint8), images.flatten(1))
+    distance = (images[0].double() - images[1].double()).square().sum() / 127.5**2
+    torch.testing.assert_close((values[0] - values[1]).square().sum().double(), distance, rtol=1e-5, atol=0)
+    assert features.fit(images, None) is None
+    assert not isinstance(features, CanClassify | HasAccuracy)
+
+
+def test_large_images_are_averaged_over_blocks():
+    images = random_images(4, channels=3, size=64)
+    features = Pixels((3, 64, 64))
+    assert features.num_features == 3 * 32 * 32
+    blocks = images.double().reshape(4, 3, 32, 2, 32, 2).mean((3, 5)).flatten(1) / 127.5 - 1
+    torch.testing.assert_close(features(images).double(), blocks, rtol=0, atol=1e-6)
+    wide = torch.randint(0, 256, (2, 1, 4, 9), generator=generator("wide"), dtype=torch.uint8)
+    features = Pixels((1, 4, 9), max_size=3)
+    assert features(wide).shape == (2, 9)
+    assert float(features(wide).abs().max()) <= 1
+
+
+def test_pixels_key_and_misuse():
+    assert Pixels((1, 8, 8)).key == Pixels([1, 8, 8]).key == Pixels((1, 8, 8), max_size=16).key  # the same numbers
+    assert len({Pixels((1, 8, 8), max_size=size).key for size in (8, 4)} | {Pixels((1, 4, 16)).key}) == 3
+    with pytest.raises(ValueError, match=r"set up for images \(1, 8, 8\), these are \(1, 4, 16\)"):
+        Pixels((1, 8, 8))(random_images(2).view(2, 1, 4, 16))
+    with pytest.raises(ConfigError, match=r"shape=\(8, 8\): must be channels, height, width"):
+        Pixels((8, 8))
+    with pytest.raises(ConfigError, match="max_size=0: must be 1 or more"):
+        Pixels((1, 8, 8), max_size=0)
+
+
 # ---- classifier
 
 
@@ -107,7 +150,7 @@ def test_learns_digits(digits, caplog):
     assert "of the training images right" in caplog.text
     assert features.accuracy(test_images, test_labels) >= 0.975
     assert isinstance(features, CanClassify)
-    torch.testing.assert_close(features.probabilities(test_images).sum(1), torch.ones(360))
+    assert isinstance(features, HasAccuracy)
     values = features(images)
     assert values.shape == (1257, features.num_features)
     assert torch.linalg.matrix_rank(values.T.cov()) == features.num_features  # no dead feature
@@ -119,7 +162,21 @@ def test_any_image_size(channels, size):
     images = random_images(20, channels, size)
     features = quick(images=images, num_steps=1)
     assert features(images).shape == (20, 64)
-    assert features.probabilities(images).shape == (20, 4)
+    assert features.probabilities_of(features(images)).shape == (20, 4)
+
+
+def test_one_pass_gives_features_and_probabilities():
+    features, images = quick(), random_images(9)
+    with torch.no_grad():
+        expected = features.network(images).softmax(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = features.probabilities_of(features(images).double())
+    assert result.dtype == torch.float32
+    assert not result.requires_grad
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+    right = expected.argmax(1)
+    wrong = (right + 1) % 4
+    assert features.accuracy(images, torch.cat([right[:6], wrong[6:]])) == pytest.approx(6 / 9)
 
 
 def test_training_is_a_function_of_the_data_and_leaves_global_state_alone():
@@ -202,7 +259,8 @@ def test_large_data_are_represented_by_a_subset(monkeypatch):
 
 def test_labels_are_needed():
     message = (
-        "features=classifier needs labels, the data set has none: use features=inception, or callback.generation=null"
+        "features=classifier needs labels, the data set has none: "
+        "use features=pixels, features=inception, or callback.generation=null"
     )
     with pytest.raises(DataError) as caught:
         Classifier(None).fit(random_images(4), None)
@@ -215,98 +273,10 @@ def test_labels_are_needed():
 
 def test_misuse_says_what_is_wrong():
     features = Classifier(None)
-    for use in (features, features.probabilities, lambda _: features.key):
+    for use in (features, features.probabilities_of, lambda _: features.key):
         with pytest.raises(RuntimeError, match="call fit"):
             use(random_images(2))
     with pytest.raises(ConfigError, match="num_steps=0: must be 1 or more"):
         Classifier(None, num_steps=0)
     with pytest.raises(TypeError, match="uint8"):
         quick(images=torch.zeros(40, 1, 8, 8))
-
-
-# ---- inception
-
-
-class Untrained(FeatureExtractorInceptionV3):
-    """The structure with its random initial weights: the published ones are not at hand in a test."""
-
-    def load_state_dict(self, *_):
-        return None
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    file = tmp_path_factory.mktemp("inception") / "random = weights.pth"
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        torch.save(Untrained("random", ["2048"], feature_extractor_weights_path=empty).state_dict(), file)
-    return file
-
-
-def test_inception_from_a_file(weights):
-    before = torch.random.get_rng_state()
-    features = Inception(weights)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    grey = random_images(2)
-    result = features(grey)
-    assert result.shape == (2, features.num_features) == (2, 2048)
-    assert result.dtype == torch.float32
-    assert torch.equal(result, features(grey.repeat(1, 3, 1, 1)))
-    assert not torch.equal(result[0], result[1])
-    with pytest.raises(ValueError, match="1 or 3 channels, these have 2"):
-        features(random_images(2, channels=2))
-
-
-def test_inception_from_the_hub_cache_is_checked(weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
-    monkeypatch.setattr(inception, "_build", lambda *_: nn.Identity())
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / inception.FILE_NAME).symlink_to(weights)
-    with pytest.raises(CheckpointError, match="expected 6726825d: delete the file"):
-        Inception()
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(inception, "PINNED_SHA256", digest[:8])
-    assert Inception().key == Inception(weights).key
-    other = tmp_path / "other.pth"
-    other.write_bytes(b"other")
-    assert Inception(other).key != Inception().key
-
-
-def test_inception_offline_names_both_ways_out(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(DataError) as caught:
-        Inception()
-    text = str(caught.value)
-    assert "\n" not in text
-    for part in (f"features.weights=PATH to the file {inception.FILE_NAME}", inception.URL_INCEPTION_V3, "not known"):
-        assert part in text
-
-
-def test_inception_without_its_file(tmp_path):
-    with pytest.raises(DataError, match=r"features.weights=.*missing.pth: cannot be read \(No such file"):
-        Inception(tmp_path / "missing.pth")
-
-
-class Payload:
-    def __reduce__(self):
-        return (pytest.fail, ("code from a weight file was run",))
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"weight": torch.zeros(2)}, b"text", Payload()])
-def test_inception_refuses_other_files(content, tmp_path):
-    file = tmp_path / "other.pth"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        torch.save(content, file)
-    with pytest.raises(CheckpointError, match="not a weight file of this network") as caught:
-        Inception(file)
-    assert "\n" not in str(caught.value)

@@ -89,7 +89,7 @@ def test_capabilities():
     for model, capabilities in (
         (make_ae(), {CanReconstruct}),
         (make_vae(), {CanSample, CanReconstruct, CanScore}),
-        (make_diffusion(), {CanSample, CanDenoise}),
+        (make_diffusion(), {CanSample, CanScore, CanDenoise}),
     ):
         assert {c for c in (CanSample, CanReconstruct, CanScore, CanDenoise) if isinstance(model, c)} == capabilities
 

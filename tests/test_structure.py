@@ -15,7 +15,12 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
 MIRRORED = ("model", "schedule", "sampler", "network", "dataset", "features", "metric", "callback")
 BIN = Path(sys.executable).parent
-RECIPES = {"model": {"beta_vae"}, "network": {"unet_small"}, "callback": {"lr_monitor"}}
+RECIPES = {
+    "model": {"beta_vae"},
+    "network": {"unet_small"},
+    "callback": {"lr_monitor"},
+    "metric": {"fast", "full", "none"},
+}
 
 
 def tool(*words):
@@ -84,7 +89,7 @@ def test_targets_exist():
 
 def test_nothing_heavy_is_imported_before_the_configuration():
     heavy = "{'torch', 'pytorch_lightning', 'wandb', 'matplotlib'}"
-    code = f"import sys, src.train, src.sample, src.evaluate; print({heavy} & set(sys.modules))"
+    code = f"import sys, src.train, src.sample, src.evaluate, src.compare; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -22,7 +22,16 @@ def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_pat
     assert done.code == 0, done.err
     assert "src.sample ckpt_path=" in done.out
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"val/loss", "test/loss", "train/loss", "step", "parameters", "seconds"} <= metrics.keys()
+    assert {
+        "val/loss",
+        "test/loss",
+        "train/loss",
+        "step",
+        "parameters",
+        "seconds",
+        "train_seconds",
+        "images_per_second",
+    } <= metrics.keys()
     assert yaml.safe_load((run / "config.yaml").read_text())["provenance"]["overrides"]
     assert (run / "samples" / "curves.png").exists()
     reloaded = load_model(run)

@@ -49,7 +49,9 @@ class PlainProgress(ProgressBar):
         """Print the results of a validation."""
         if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
             results = {
-                k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(("val/loss", "val/fid_"))
+                k: v.item()
+                for k, v in trainer.callback_metrics.items()
+                if k.startswith(("val/loss", "val/fid_")) and not k.startswith("val/fid_corrected_")
             }
             new = [f"{k} {v:.4g}" for k, v in results.items() if self._told.get(k) != v]
             self._told = results  # a distance that was not measured this time keeps its old value

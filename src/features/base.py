@@ -21,10 +21,15 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class CanClassify(Protocol):
-    """Features that come from a classifier can also say what they see (Inception score and its relatives)."""
+    """Features that a classifier decides on can also say what they see (Inception score and its relatives)."""
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (B, num_classes) float32 of uint8 images (B, C, H, W)."""
+    def probabilities_of(self, features: Tensor) -> Tensor:
+        """Class probabilities (B, num_classes) float32 of features (B, num_features), without a second pass."""
+
+
+@runtime_checkable
+class HasAccuracy(Protocol):
+    """Features of a classifier whose classes are those of the data set."""
 
     def accuracy(self, images: ImageSource, labels: Tensor) -> float:
         """Share of the images that it gives the right label."""
@@ -33,12 +38,14 @@ class CanClassify(Protocol):
 class Features(nn.Module, ABC):
     """Frozen map from images to features: ``features(uint8 (B, C, H, W)) -> (B, num_features) float32``.
 
-    name: part of the logged name (``val/fid_<name>``). The answer does not depend on the surroundings: always eval
-    mode, no gradient and float32, also under autocast; images are moved to the features' device.
+    name: part of the logged name (``val/fid_<name>``). resize: what is done to the size of images. The answer does not
+    depend on the surroundings: always eval mode, no gradient and float32, also under autocast; images are moved to the
+    features' device.
     """
 
     name: str
     num_features: int
+    resize: str = "none"
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +67,7 @@ class Features(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, num_features) float32 of uint8 images (B, C, H, W)."""
+        check_images(images)
         return self._frozen(self._extract, images)
 
     def train(self, mode: bool = True) -> Features:
@@ -70,12 +78,11 @@ class Features(nn.Module, ABC):
     def _extract(self, images: Tensor) -> Tensor:
         """Compute the features of checked images on the right device."""
 
-    def _frozen(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Run ``compute`` on uint8 images without gradient, in float32."""
-        check_images(images)
+    def _frozen(self, compute: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """Run ``compute`` on images or features without gradient, in float32, on the features' device."""
         self.eval()  # parts built after the constructor start in training mode
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return compute(images.to(self.device)).float()
+            return compute(values.to(self.device)).float()
 
 
 def check_images(images: Tensor) -> None:

@@ -76,17 +76,18 @@ class Classifier(Features):
         self.network = network.requires_grad_(False).eval().to(self.device)
         self._key = key
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (B, num_classes) float32 of uint8 images (B, C, H, W)."""
+    def probabilities_of(self, features: Tensor) -> Tensor:
+        """Class probabilities (B, num_classes) float32 of features (B, num_features)."""
         self._check_fitted()
-        return self._frozen(lambda x: self.network(x).softmax(dim=1), images)
+        return self._frozen(lambda x: self.network.head(x.float()).softmax(dim=1), features)
 
     def accuracy(self, images: ImageSource, labels: Tensor) -> float:
         """Share of images whose most probable class is the label."""
         hits = 0
         for start in range(0, len(images), CHUNK):
             index = list(range(start, min(start + CHUNK, len(images))))
-            hits += int((self.probabilities(images[index]).argmax(dim=1).cpu() == labels[index].cpu()).sum())
+            seen = self.probabilities_of(self(images[index])).argmax(dim=1)
+            hits += int((seen.cpu() == labels[index].cpu()).sum())
         return hits / len(images)
 
     def _extract(self, images: Tensor) -> Tensor:
@@ -189,7 +190,7 @@ def _read(images: ImageSource, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     if labels is None:
         raise DataError(
             "features=classifier needs labels, the data set has none: "
-            "use features=inception, or callback.generation=null"
+            "use features=pixels, features=inception, or callback.generation=null"
         )
     if len(labels) != len(images) or len(images) == 0:
         raise DataError(f"features=classifier: {len(labels)} labels for {len(images)} images")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from src.distribution import DiagonalGaussian
+from src.errors import require
 from src.noise import Generators
 
 
@@ -36,14 +39,68 @@ class CanReconstruct(Protocol):
         """The decoded code of x, (B, C, H, W) in [-1, 1]."""
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much work a likelihood estimate is worth; a model takes from it what concerns it.
+
+    importance_samples: k of the IWAE bound. chunk: of these, how many are held in memory at a time (per image).
+    timesteps: drawn per image for the variational bound of a diffusion model, one from each of as many strata; None
+    takes all T. flow_steps: Heun steps of the probability-flow ODE; None leaves that estimate out.
+    """
+
+    importance_samples: int = 100
+    chunk: int = 50
+    timesteps: int | None = 100
+    flow_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            optional = name in ("timesteps", "flow_steps")
+            fits = value is None if not isinstance(value, int) else value >= 1
+            require(fits and (optional or value is not None), name, value, "must be an integer >= 1")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Likelihood estimates of a batch of images and what they are made of.
+
+    log_likelihood: name (``elbo``, ``iwae_100``, ``vlb_large``) -> (B,) nats of the discrete values. parts: name ->
+    (B,) or, for terms over time, (B, n) nats. times: (B, n) long, the t of these terms, or None.
+    """
+
+    log_likelihood: dict[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    times: Tensor | None = None
+
+
 @runtime_checkable
 class CanScore(Protocol):
     """Gives log-likelihoods."""
 
     likelihood_kind: str  # what log_likelihood returns: exact or a lower bound, and on which scale
+    discrete_scale: str  # what score measures: "8-bit" (bits/dim compare across families) or "bits" (binarised images)
 
     def log_likelihood(self, x: Tensor, generator: Generators = None) -> Tensor:
         """log p(x) of each image or a lower bound of it, (B,) nats."""
+
+    def score(self, x: Tensor, effort: Effort, generator: Generators = None) -> Scores:
+        """Estimates of the log-probability of the discrete images x, each a lower bound unless its name says exact."""
+
+
+@runtime_checkable
+class CanEncode(Protocol):
+    """Has a code for every image."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Code of x, (B, latent_dim); of a distribution over codes its mean."""
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """Has a distribution over codes for every image."""
+
+    def posterior(self, x: Tensor) -> DiagonalGaussian:
+        """q(z | x), mean and log_var (B, latent_dim)."""
 
 
 @runtime_checkable

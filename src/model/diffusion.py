@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from src.bound import variational_bound
 from src.errors import ConfigError
-from src.model.base import GenerativeModel
+from src.flow import flow_bound
+from src.model.base import Effort, GenerativeModel, Scores
 from src.noise import Generators, randint, randn
 from src.prediction import Prediction
 from src.schedule.base import NoiseSchedule
@@ -19,8 +21,12 @@ class Diffusion(GenerativeModel):
     """DDPM (Ho et al. 2020): the network is trained on the weighted squared error of its prediction (eq. 14).
 
     network: (x_t (B, C, H, W), t (B,)) -> output (B, C, H, W). sampler: a function of src/sampler with its settings
-    filled in. shape: (C, H, W) of what is diffused. clip_denoised: clip x0-hat to [-1, 1] while sampling.
+    filled in. shape: (C, H, W) of what is diffused. clip_denoised: clip x0-hat to [-1, 1] while sampling and in the
+    variational bound.
     """
+
+    discrete_scale = "8-bit"
+    likelihood_kind = f"lower bound (variational, {Effort().timesteps} time steps), probability of 8-bit values"
 
     def __init__(
         self,
@@ -61,9 +67,35 @@ class Diffusion(GenerativeModel):
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Estimate of x_0 from x_t (B, C, H, W) at t (B,) long, clipped to the range of images if so configured."""
-        signal, sigma = self.schedule.scales(t)
-        x0 = self.prediction.to_x0(self.network(x_t, t).to(x_t.dtype), x_t, signal, sigma)
+        x0 = self._estimate(x_t, t)
         return x0.clamp(-1, 1) if self.clip_denoised else x0
+
+    def log_likelihood(self, x: Tensor, generator: Generators = None) -> Tensor:
+        """``vlb_large`` of ``score`` at its default effort: a lower bound of the log-probability of x, (B,) nats."""
+        return self.score(x, Effort(), generator).log_likelihood["vlb_large"]
+
+    @torch.no_grad()
+    def score(self, x: Tensor, effort: Effort, generator: Generators = None) -> Scores:
+        """Lower bounds of the log-probability of 8-bit images x (B, C, H, W) in [-1, 1], in nats.
+
+        log_likelihood: ``vlb_large`` and ``vlb_small``, the variational bound with either variance from
+        ``effort.timesteps`` noisy images (src/bound.py); ``flow``, by the probability-flow ODE with x0-hat unclipped
+        (its divergence needs a smooth map), where ``effort.flow_steps`` is given (src/flow.py). parts:
+        ``distortion_<variance>`` is L_0 and ``rate_<variance>`` the rest of the bound, (B,) (Ho et al. 2020, section
+        4.3); ``L_t_<variance>`` (B, n) are the single terms L_{t-1} at ``times``.
+        """
+        bound = variational_bound(self.denoise, self.schedule, x, num_timesteps=effort.timesteps, generator=generator)
+        estimates, parts = {}, {}
+        for variance, terms in bound.terms.items():
+            estimates[f"vlb_{variance}"] = bound.log_likelihood(variance)
+            distortion = bound.reconstruction[variance]
+            rate = -estimates[f"vlb_{variance}"] - distortion
+            parts |= {f"rate_{variance}": rate, f"distortion_{variance}": distortion, f"L_t_{variance}": terms}
+        if effort.flow_steps is not None:
+            estimates["flow"] = flow_bound(
+                self._estimate, self.schedule, x, num_steps=effort.flow_steps, generator=generator
+            )
+        return Scores(estimates, parts, bound.times)
 
     @torch.no_grad()
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
@@ -87,6 +119,10 @@ class Diffusion(GenerativeModel):
 
         last = self._sample(recording, num, generator)
         return [*times, 0], torch.stack([*states, last]), torch.stack([*estimates, last])
+
+    def _estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self.schedule.scales(t)
+        return self.prediction.to_x0(self.network(x_t, t).to(x_t.dtype), x_t, signal, sigma)
 
     def _sample(self, denoise: Callable[[Tensor, Tensor], Tensor], num: int, generator: Generators) -> Tensor:
         device = next(self.network.parameters()).device

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from src.beta import Beta
 from src.distribution import DiagonalGaussian
 from src.errors import require
 from src.likelihood import Likelihood
-from src.model.base import GenerativeModel
+from src.model.base import Effort, GenerativeModel, Scores
 from src.noise import Generators, randn
 
 
@@ -38,15 +41,20 @@ class VAE(GenerativeModel):
         self.latent_dim, self.free_bits = latent_dim, free_bits
         self.to_posterior = nn.Linear(encoder.num_features, 2 * latent_dim)
         self.likelihood_kind = f"lower bound (ELBO, one sample of z), {likelihood.scale}"
+        self.discrete_scale = likelihood.discrete_scale
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x). log_var is clamped to [-20, 20]: outside, exp leaves float32's useful range."""
         mean, log_var = _at_least_float32(self.to_posterior(self.encoder(x))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var.clamp(-20, 20))
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean of q(z | x), (B, latent_dim)."""
+        return self.posterior(x).mean
+
     def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
         """The objective, and the true ELBO with its two parts: elbo = reconstruction - kl."""
-        reconstruction, kl_per_latent = self._terms(x, generator)
+        reconstruction, kl_per_latent = self._terms(x, self.likelihood.log_prob, generator)
         kl = kl_per_latent.sum(1)
         penalised = kl
         if self.training and self.free_bits > 0:
@@ -61,8 +69,41 @@ class VAE(GenerativeModel):
 
     def log_likelihood(self, x: Tensor, generator: Generators = None) -> Tensor:
         """ELBO of each image with one sample of z and the analytic KL: a lower bound of log p(x), (B,) nats."""
-        reconstruction, kl_per_latent = self._terms(x, generator)
+        reconstruction, kl_per_latent = self._terms(x, self.likelihood.log_prob, generator)
         return reconstruction - kl_per_latent.sum(1)
+
+    def log_weights(
+        self, x: Tensor, num: int, generator: Generators = None, *, chunk: int = 50, discrete: bool = False
+    ) -> Tensor:
+        """Log importance weights log p(x | z) + log p(z) - log q(z | x) of ``num`` draws z ~ q(z | x): (num, B) nats.
+
+        The mean of the weights (not of their logarithms) is an unbiased estimate of p(x). discrete: p(x | z) is the
+        probability of the discrete values instead of ``log_likelihood``'s scale. chunk: draws decoded at a time.
+        """
+        log_prob = self.likelihood.log_mass if discrete else self.likelihood.log_prob
+        q, weights = self.posterior(x), []
+        prior = DiagonalGaussian(*q.mean.new_zeros(2))
+        for start in range(0, num, chunk):
+            size = min(chunk, num - start)
+            own = DiagonalGaussian(q.mean.unsqueeze(1).expand(-1, size, -1), q.log_var.unsqueeze(1))
+            z = own.sample(generator)  # (B, size, latent_dim): an image's draws come from its own generator
+            output = _at_least_float32(self.decoder(z.flatten(0, 1)))
+            likelihood = log_prob(output, x.repeat_interleave(size, 0)).view(-1, size)
+            weights.append(likelihood + (prior.log_prob(z) - own.log_prob(z)).sum(2))
+        return torch.cat(weights, dim=1).T
+
+    @torch.no_grad()
+    def score(self, x: Tensor, effort: Effort, generator: Generators = None) -> Scores:
+        """ELBO with one sample of z, and the importance-weighted bound of k samples (Burda et al. 2016, eq. 8).
+
+        log_likelihood: ``elbo`` and ``iwae_<k>``; parts: ``distortion`` - ``rate`` is -elbo (Alemi et al. 2018). All in
+        nats of the discrete values (``discrete_scale``). Raises ValueError where x has other values than these.
+        """
+        k = effort.importance_samples
+        reconstruction, kl_per_latent = self._terms(x, self.likelihood.log_mass, generator)
+        rate = kl_per_latent.sum(1)
+        iwae = self.log_weights(x, k, generator, chunk=effort.chunk, discrete=True).logsumexp(0) - math.log(k)
+        return Scores({"elbo": reconstruction - rate, f"iwae_{k}": iwae}, {"distortion": -reconstruction, "rate": rate})
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Mean image of p(x | z) at the posterior mean."""
@@ -74,10 +115,12 @@ class VAE(GenerativeModel):
         z = randn((num, self.latent_dim), generator, weight.device, weight.dtype)
         return self.likelihood.mean(self.decoder(z))
 
-    def _terms(self, x: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    def _terms(
+        self, x: Tensor, log_prob: Callable[[Tensor, Tensor], Tensor], generator: Generators
+    ) -> tuple[Tensor, Tensor]:
         """log p(x | z) with one z ~ q(z | x), (B,), and the analytic KL of each latent, (B, latent_dim)."""
         posterior = self.posterior(x)
-        reconstruction = self.likelihood.log_prob(_at_least_float32(self.decoder(posterior.sample(generator))), x)
+        reconstruction = log_prob(_at_least_float32(self.decoder(posterior.sample(generator))), x)
         return reconstruction, posterior.kl_to_standard()
 
 

@@ -31,8 +31,8 @@ class MLPEncoder(nn.Module):
         self.num_features = hidden[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> features (B, num_features)."""
-        return self.layers(x)
+        """x (B, C, H, W) in [-1, 1] -> features (B, num_features)."""
+        return self.layers((x + 1) / 2)  # black is 0, as in the IWAE: else every dark pixel moves its weights, always
 
 
 class MLPDecoder(nn.Module):

@@ -42,10 +42,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     asked = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
     own, passed_on = split_overrides(sys.argv[1:], of_run)
+    if of_run and "LOCAL_RANK" in os.environ:  # Lightning tells further ranks a run directory that is not used here
+        own = [word for word in own if not word.startswith(f"{RUN_DIR}=")]
     sys.argv[1:] = [literal(word) for word in own]
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
         _quiet_logging()
+        sys.argv[1:] = [*sys.argv[1:], *passed_on]  # Lightning starts further ranks with these words
         with open_dict(cfg):
             if of_run:
                 cfg.overrides = passed_on

@@ -9,12 +9,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import first_line
 from src.runtime.build import build
+from src.runtime.card import Card
 from src.runtime.run import keep_earlier
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,25 @@ def log_outcome(loggers: list[Logger], run_dir: Path) -> None:
         if isinstance(logger, WandbLogger):
             places = {"run_dir": str(run_dir), "checkpoint": str(run_dir / "checkpoints" / "last.ckpt")}
             logger.experiment.summary.update(places)
+
+
+def log_card(cfg: DictConfig, card: Card, output: Path) -> None:
+    """Give the numbers of an evaluation to ``cfg.logger``, as runs of their own below ``output``/evaluation.
+
+    Not to CSV files: ``evaluation.json`` holds more.
+    """
+    with open_dict(cfg):
+        cfg.run_dir = str(output / "evaluation")
+    known = {name: value for name, value in card.values.items() if value is not None}
+    try:
+        for name, node in (cfg.get("logger") or {}).items():
+            if node and name != "csv":
+                logger = build(cfg, f"logger.{name}")
+                logger.log_hyperparams(card.context)
+                logger.log_metrics(known, step=card.context["step"])
+                logger.finalize("success")
+    finally:
+        close_wandb()
 
 
 def close_wandb() -> None:

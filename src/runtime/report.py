@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 import sys
 from collections import defaultdict
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.files import atomic_path
+from src.runtime.readings import reading
 from src.runtime.run import typed_overrides
 
 NOT_REPEATED = ("run_dir=", "resume=", "ckpt_path=", "init_from=", "trainer.max_steps=")
@@ -80,7 +82,7 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> Console:
     table.add_column("reading")
     for name in sorted(metrics, key=lambda n: (not n.startswith("test/"), n)):
         if name.startswith(("test/", "val/")):
-            table.add_row(name, f"{metrics[name]:.4g}", _reading(name, metrics))
+            table.add_row(name, "–" if math.isnan(metrics[name]) else f"{metrics[name]:.4g}", reading(name, metrics))
     console.print(table)
     return console
 
@@ -97,38 +99,6 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}")
     console.print(
         f"  resume    python -m src.train {' '.join([*again, f'hydra.run.dir={place}', 'resume=auto', longer])}"
-    )
-
-
-def with_sample_size(metrics: Mapping[str, float], num_samples: int, num_real: int) -> dict[str, float]:
-    """Rename ``test/fid_classifier`` to ``test/fid_classifier_360``: distances compare only at equal numbers.
-
-    num_samples: images drawn; num_real: images of the test split, whose distance is the floor.
-    """
-
-    def named(name: str) -> str:
-        if not name.startswith("test/fid_"):
-            return name
-        num = num_real if name.startswith("test/fid_floor_") else num_samples
-        return f"{name}_{num // 1000}k" if num % 1000 == 0 else f"{name}_{num}"
-
-    return {named(name): value for name, value in metrics.items()}
-
-
-def _reading(name: str, metrics: Mapping[str, float]) -> str:
-    """What a number means, for those that need it."""
-    stage, _, rest = name.partition("/")
-    if rest.startswith("fid_floor_"):
-        return "raw Fréchet distance of the real test split to train: what a perfect model would reach"
-    if rest.startswith("fid_"):
-        floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
-        return f"{metrics[name] / floor:.2f} x the floor" if floor else "at another number of images than the floor"
-    if rest.startswith("confident_"):
-        return f"{100 * metrics[name]:.1f} % of the samples convince the classifier (probability > 0.9)"
-    if rest.startswith("accuracy_of_"):
-        return "of the classifier on real test images"
-    return {"elbo": "nats per image", "kl": "nats per image", "reconstruction": "nats per image, log p(x | z)"}.get(
-        rest, ""
     )
 
 

@@ -25,8 +25,6 @@ from src.files import write_text
 OF_RUN = ("sampler", "features", "metric", "dataset")  # what sample and evaluate may change of a run
 COPIES = {  # where a resolved configuration holds a node a second time, because it was an interpolation
     "sampler": "model.sampler",
-    "features": "callback.generation.features",
-    "metric": "callback.generation.metric",
     "dataset.root": "dataset.load.root",
 }
 RESULTS = ("checkpoints", "samples", "metrics.csv")  # what makes a run directory worth keeping
@@ -82,16 +80,14 @@ def typed_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def output_directory(path: str, overwrite: bool) -> Path:
+def output_directory(directory: Path, overwrite: bool) -> None:
     """Make the directory for samples. Raises ConfigError when it holds something and ``overwrite`` is false."""
-    directory = Path(path).expanduser()
     if not overwrite and directory.is_dir() and any(directory.iterdir()):
-        raise ConfigError(f"output={path}: already holds files; choose another directory, or overwrite=true")
+        raise ConfigError(f"output={directory}: already holds files; choose another directory, or overwrite=true")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"output={path}: cannot be made ({error.strerror})") from error
-    return directory
+        raise StorageError(f"output={directory}: cannot be made ({error.strerror})") from error
 
 
 def run_config(config: dict[str, Any], overrides: list[str]) -> DictConfig:

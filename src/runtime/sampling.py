@@ -1,20 +1,111 @@
-"""Drawing many samples from a model, outside training."""
+"""Drawing many samples from a model: the same images on any number of processes, and resumable."""
 
 from __future__ import annotations
 
-import sys
+import json
+import logging
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from omegaconf import DictConfig
-from rich.progress import track
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor
 
 from src.dataset.base import to_uint8
 from src.errors import require
+from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
+from src.runtime.pictures import grid
+from src.runtime.ranks import gather, my_blocks
 from src.runtime.trainer import check_machine, check_seed
+
+log = logging.getLogger(__name__)
+Autocast = Callable[[], AbstractContextManager]
+
+
+class Shards:
+    """Finished blocks of a long sampling, one ``<start>.npz`` each, so that a killed one goes on where it stopped.
+
+    directory: of these samples alone; put a hash of everything that determines them into its name.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def load(self, block: range) -> Tensor | None:
+        """The images of a block, uint8 (B, C, H, W); None where they are missing, damaged or of another size."""
+        try:
+            with np.load(self._path(block), allow_pickle=False) as file:
+                images = torch.from_numpy(file["images"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return images if len(images) == len(block) and images.dtype == torch.uint8 else None
+
+    def save(self, block: range, images: Tensor) -> None:
+        """Keep the images of a block; raises StorageError when the disk refuses."""
+        with atomic_path(self._path(block)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, images=images.numpy())
+
+    def remove(self) -> None:
+        """Delete all shards."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, block: range) -> Path:
+        return self.directory / f"{block.start:09d}.npz"
+
+
+class Sampler:
+    """Draws sample ``i`` from noise seeded by (seed, i) alone, whatever the batch, rank or repeat it belongs to.
+
+    batch_size: images per forward pass; across batch sizes convolutions differ in the last bit, so a pixel in
+    thousands may differ by one grey level. shards: where finished blocks are kept, or None. autocast: the precision's.
+    """
+
+    def __init__(
+        self, seed: int, batch_size: int, shards: Shards | None = None, autocast: Autocast = nullcontext, what: str = ""
+    ) -> None:
+        self.seed, self.batch_size, self.shards, self.autocast, self.what = seed, batch_size, shards, autocast, what
+        self.seconds, self.drawn = 0.0, 0
+        self.not_finite: set[int] = set()  # samples in which the model gave NaN or infinity: rounding hides it
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Measured on this rank over what it drew; None where everything came from shards."""
+        return self.seconds / self.drawn if self.drawn else None
+
+    @torch.inference_mode()
+    def blocks(self, model: CanSample, num: int, begin: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """This rank's share of samples begin .. num - 1: (first index, uint8 (B, C, H, W) on the CPU) per block."""
+        reused = 0
+        for block in my_blocks(num, self.batch_size, self.what, begin):
+            images = None if self.shards is None else self.shards.load(block)
+            if images is None:
+                images = self._draw(model, block)
+                if self.shards is not None and self.not_finite.isdisjoint(block):
+                    self.shards.save(block, images)
+            else:
+                reused += len(block)
+            yield block.start, images
+        if reused:
+            log.info("%d of %d samples were drawn before and read from %s", reused, num - begin, self.shards.directory)
+
+    def _draw(self, model: CanSample, block: range) -> Tensor:
+        begin = time.perf_counter()
+        own = generators([mix(self.seed, "sample", index) for index in block])
+        with self.autocast():
+            images = model.sample(len(block), generator=own)
+        finite = images.isfinite().flatten(1).all(1).tolist()
+        self.not_finite |= {index for index, fine in zip(block, finite, strict=True) if not fine}
+        self.seconds, self.drawn = self.seconds + time.perf_counter() - begin, self.drawn + len(block)
+        return to_uint8(images).cpu()
 
 
 def check_sampling(cfg: DictConfig) -> None:
@@ -25,18 +116,36 @@ def check_sampling(cfg: DictConfig) -> None:
     check_machine(cfg.trainer)
 
 
-@torch.inference_mode()
-def draw(model: CanSample, cfg: DictConfig) -> Tensor:
-    """``cfg.num_samples`` images (N, C, H, W) uint8 on the CPU, ``cfg.batch_size`` at a time, with a progress bar."""
-    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=1, precision=cfg.trainer.precision)
+def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictConfig) -> Shards:
+    """Shards in ``directory`` for the samples of ``model`` (its configuration) under the settings of ``cfg``."""
+    settings = OmegaConf.to_container(model), cfg.seed, cfg.batch_size, cfg.trainer.precision
+    return Shards(directory / f".shards-{content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))}")
+
+
+def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
+    """``cfg.num_samples`` images (N, C, H, W) uint8 on the first rank, None on others; every rank draws its share."""
+    settings = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+    fabric = Fabric(**{name: cfg.trainer[name] for name in settings})
+    fabric.launch()
     fabric.to_device(model)
-    parts = [
-        range(start, min(start + cfg.batch_size, cfg.num_samples))
-        for start in range(0, cfg.num_samples, cfg.batch_size)
-    ]
-    drawn = []
-    for part in track(parts, description="sampling", disable=not sys.stdout.isatty()):
-        with fabric.autocast():
-            images = model.sample(len(part), generator=generators([mix(cfg.seed, "sample", i) for i in part]))
-        drawn.append(to_uint8(images).cpu())
-    return torch.cat(drawn)
+    shards = Shards(fabric.broadcast(shards.directory))  # a new output has another name in every process
+    sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, "sampling")
+    parts = gather(dict(sampler.blocks(model, cfg.num_samples)))
+    if sampler.not_finite:
+        log.warning("%d of the samples hold NaN or infinite values: the model has diverged", len(sampler.not_finite))
+    return torch.cat(parts) if fabric.is_global_zero else None
+
+
+def write_samples(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:
+    """Write samples.npz and the pictures that ``cfg`` asks for; returns the names of the pictures."""
+    with atomic_path(output / "samples.npz") as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, samples=images.permute(0, 2, 3, 1).numpy())
+    pictures = {"grid.png": grid(images[: cfg.grid_images])}
+    if cfg.images:
+        pictures |= {
+            f"images/{i:06d}.png": image.permute(1, 2, 0).squeeze(-1).numpy() for i, image in enumerate(images)
+        }
+    for name, picture in pictures.items():
+        with atomic_path(output / name) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG")
+    return list(pictures)

@@ -22,6 +22,11 @@ class Start(NamedTuple):
     content: dict[str, Any] | None = None
     resumes: bool = False  # goes on in a run directory that may be in use
 
+    @property
+    def step(self) -> int:
+        """The optimiser step that training goes on from."""
+        return 0 if self.path is None else self.content["global_step"]
+
     def give_weights(self, model: GenerativeModel) -> None:
         """Load the weights; where the whole state is restored later, this checks that the checkpoint fits."""
         if self.content is not None:

@@ -1,0 +1,87 @@
+"""What a measured number is, and the features that generation metrics are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from src.metric.frechet import Moments
+
+BLOCK = 2**22  # elements of a matrix between two sets that are held at a time, 32 MB in float64
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number that says how sure it is and under which circumstances it holds.
+
+    value: None where there is none; then ``reason`` says why in one line. error: its uncertainty in the same unit,
+    whose meaning ``error_kind`` names ("standard error", "sd over 10 splits", ...). context: what it depends on.
+    """
+
+    value: float | None
+    error: float | None = None
+    error_kind: str = ""
+    reason: str = ""
+    context: dict[str, Any] = field(default_factory=dict)
+
+    def within(self, **context: Any) -> Measurement:  # noqa: ANN401
+        """The same number with more context; what it already says of itself wins."""
+        return replace(self, context=context | self.context)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real images: features (N, d) float32 and their moments, whose eigenvalues are computed once."""
+
+    features: Tensor
+    moments: Moments
+
+    @classmethod
+    def of(cls, features: Tensor) -> Reference:
+        """The reference of features (N, d), N >= 2; raises ValueError where they have no finite covariance."""
+        return cls(features, Moments.of(features))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a measure may look at: one pass of features over generated and real images.
+
+    real: of the training split. fake: (n, d) of generated images. held_out: (m, d) of real images that no model has
+    seen, or None. probabilities: (n, num_classes) of the generated images where the features are a classifier's.
+    """
+
+    real: Reference
+    fake: Tensor
+    held_out: Tensor | None = None
+    probabilities: Tensor | None = None
+
+
+class Measure(Protocol):
+    """One kind of generation metric with its settings filled in."""
+
+    names: Sequence[str]  # of all that it returns
+
+    def __call__(self, samples: Samples) -> dict[str, Measurement]:
+        """Measure; raises ValueError with a one-line reason where the samples have no such number."""
+
+
+def evenly_spaced(features: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the features (n, d), evenly spaced: a data set may be sorted, by class for example."""
+    if len(features) <= most:
+        return features
+    return features[torch.arange(most, device=features.device) * len(features) // most]
+
+
+def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Slices of the rows of a matrix, such that each block of it holds about ``BLOCK`` elements."""
+    step = max(1, BLOCK // num_columns)
+    return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+def binomial_error(share: float, num: int) -> float:
+    """Standard error of a share of ``num`` independent draws."""
+    return (share * (1 - share) / num) ** 0.5

@@ -1,0 +1,64 @@
+"""How sure a classifier is of the generated images, and of how many classes (Salimans et al. 2016)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.errors import require
+from src.metric.base import Measurement, Samples, binomial_error
+from src.noise import generator
+
+
+class InceptionScore:
+    """Inception score with the features' own classifier, and the share of images that it is sure of.
+
+    inception_score: 1 (all images look alike to the classifier) to the number of classes (sure of every image, classes
+    equally frequent), larger is better; it says nothing of the variety within a class, and compares at equal
+    ``num_splits`` and numbers of images only. The images are shuffled before they are split, as they may be sorted by
+    class. confident: share of the images whose most probable class has more than ``threshold``.
+    """
+
+    names = ("inception_score", "confident")
+
+    def __init__(self, num_splits: int = 10, threshold: float = 0.9) -> None:
+        require(num_splits >= 1, "num_splits", num_splits, "must be 1 or more")
+        require(0 <= threshold < 1, "threshold", threshold, "must be in [0, 1)")
+        self.num_splits, self.threshold = num_splits, threshold
+
+    def __call__(self, samples: Samples) -> dict[str, Measurement]:
+        """Measure the probabilities of the generated images; raises ValueError for fewer images than splits."""
+        probabilities = samples.probabilities
+        if probabilities is None:
+            return dict.fromkeys(self.names, Measurement(None, reason="the features are not a classifier's"))
+        n = len(probabilities)
+        order = torch.randperm(n, generator=generator("inception_score"))
+        score, sd = inception_score(probabilities[order.to(probabilities.device)], self.num_splits)
+        share = float((probabilities.amax(dim=1) > self.threshold).to(torch.float64).mean())
+        error, kind = (sd, f"sd over {self.num_splits} splits") if self.num_splits > 1 else (None, "")
+        return {
+            "inception_score": Measurement(score, error, kind, context={"n_fake": n, "num_splits": self.num_splits}),
+            "confident": Measurement(
+                share,
+                binomial_error(share, n),
+                "binomial standard error",
+                context={"n_fake": n, "threshold": self.threshold},
+            ),
+        }
+
+
+def inception_score(probabilities: Tensor, num_splits: int) -> tuple[float, float]:
+    """exp E KL(p(y|x) || p(y)) in nats, its mean and sd over splits of neighbours (Salimans et al. 2016, section 4).
+
+    probabilities: (n, num_classes), rows sum to 1; computed in float64. Raises ValueError for n < num_splits.
+    """
+    n = len(probabilities)
+    if n < num_splits:
+        raise ValueError(f"{num_splits} splits need as many images, there are {n}")
+    scores = []
+    for part in torch.tensor_split(probabilities.to(torch.float64), num_splits):
+        marginal = part.mean(dim=0)
+        divergence = torch.xlogy(part, part) - torch.xlogy(part, marginal)  # 0 log 0 = 0
+        scores.append(divergence.sum(dim=1).mean().exp())
+    values = torch.stack(scores)
+    return float(values.mean()), float(values.std(correction=0))

@@ -1,0 +1,47 @@
+"""Quality of a model's codes: what its latents carry, and how they match factors that are known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.dataset.base import SPLITS, to_float
+from src.metric.base import Measurement
+from src.metric.disentanglement import Disentanglement
+from src.metric.latents import collapse_warning, latent_quality
+from src.model.base import CanEncode, HasPosterior
+from src.runtime.data import ImageDataModule
+from src.runtime.ranks import gather, my_blocks
+
+BATCH = 256
+
+
+@torch.no_grad()
+def posterior_quality(
+    model: HasPosterior, data: ImageDataModule, device: torch.device
+) -> tuple[dict[str, Measurement], str]:
+    """Active units and KL of q(z | x) over the test split, and a warning where the posterior has collapsed, or ""."""
+    parts = {}
+    for block in my_blocks(len(data.splits["test"]), BATCH):
+        posterior = model.posterior(data.batch("test", block).x.to(device))
+        parts[block.start] = posterior.mean.cpu(), posterior.log_var.cpu()
+    mean, log_var = (torch.cat(part) for part in zip(*gather(parts), strict=True))
+    context = {"split": "test", "n_images": len(mean)}
+    measured = {name: number.within(**context) for name, number in latent_quality(mean, log_var).items()}
+    return measured, collapse_warning(mean, log_var)
+
+
+@torch.no_grad()
+def disentanglement(model: CanEncode, data: ImageDataModule, device: torch.device) -> dict[str, Measurement]:
+    """Scores of the codes against the known factors, over the images of all splits as in disentanglement_lib."""
+    codes = torch.cat([_codes(model, data, split, device) for split in SPLITS])
+    factors = torch.cat([data.splits[split].factors for split in SPLITS])
+    measured = Disentanglement()(codes, factors)
+    return {name: number.within(split="train, val and test") for name, number in measured.items()}
+
+
+def _codes(model: CanEncode, data: ImageDataModule, split: str, device: torch.device) -> Tensor:
+    images, parts = data.splits[split].images, {}
+    for block in my_blocks(len(images), BATCH):
+        parts[block.start] = model.encode(to_float(images[torch.arange(block.start, block.stop)]).to(device)).cpu()
+    return torch.cat(gather(parts))

@@ -1,0 +1,150 @@
+"""Everything that can be measured of a trained model, put on one card."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from src.checkpoint import restore
+from src.features.base import HasAccuracy
+from src.metric.base import Measurement
+from src.model.base import CanEncode, CanSample, CanScore, GenerativeModel, HasPosterior
+from src.module import GenerativeModule
+from src.runtime.build import build
+from src.runtime.card import Card
+from src.runtime.codes import disentanglement, posterior_quality
+from src.runtime.data import ImageDataModule, data_of
+from src.runtime.figures import draw_bound_terms
+from src.runtime.generation import Judge, named
+from src.runtime.ranks import rank_and_world
+from src.runtime.run import run_config
+from src.runtime.sampling import Sampler, shards_of
+from src.runtime.scoring import measurements
+from src.runtime.trainer import build_trainer, check_seed
+
+log = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """One evaluation: the settings of ``conf/evaluate.yaml`` applied to a checkpoint.
+
+    path: of the checkpoint file. output: where files go. All objects are built and checked before anything is
+    measured. Raises subclasses of ProjectError.
+    """
+
+    def __init__(self, cfg: DictConfig, checkpoint: dict[str, Any], path: Path, output: Path) -> None:
+        check_seed(cfg.seed)
+        pl.seed_everything(cfg.seed, verbose=False)
+        self.cfg, self.checkpoint, self.path, self.output = cfg, checkpoint, path, output
+        self.run = _run_config(cfg, checkpoint)
+        self.model: GenerativeModel = restore(self.run.model, checkpoint)
+        self.judge = Judge(build(self.run, "features"), build(self.run, "metric"), self.run.cache_dir)
+        self.scoring = build(cfg, "score")
+        self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
+        self.data: ImageDataModule = data_of(self.run)
+        self.shards = shards_of(output, path, self.run.model, cfg)
+        self.num_samples = len(self.data.splits["test"]) if cfg.num_samples is None else cfg.num_samples
+        if isinstance(self.model, CanSample) and self.judge.metric.active:
+            self.judge.prepare(self.data.splits["train"], self.num_samples)
+
+    def card(self) -> Card:
+        """Measure; on every rank, each with its share of the work."""
+        card = Card(f"Evaluation of {self.path}", self._context())
+        self._losses(card)
+        device = self.trainer.strategy.root_device
+        self.model.to(device).eval()
+        self._generation(card, device)
+        self._likelihood(card, device)
+        self._codes(card, device)
+        return card
+
+    def forget_samples(self) -> None:
+        """Delete the samples that were kept in case of an interruption: the card is written."""
+        self.shards.remove()
+
+    def _losses(self, card: Card) -> None:
+        for stage in (self.trainer.validate, self.trainer.test):
+            stage(GenerativeModule(self.model, optimizer=None), self.data, verbose=False)
+            for name, value in self.trainer.callback_metrics.items():
+                split = name.partition("/")[0]
+                card.numbers[name] = Measurement(value.item(), context={"split": split})
+
+    def _generation(self, card: Card, device: torch.device) -> None:
+        if not isinstance(self.model, CanSample):
+            card.notes.append(f"generation metrics skipped: {_kind(self.model)} has no prior to sample from")
+        if not (isinstance(self.model, CanSample) and self.judge.metric.active):
+            return
+        features, test = self.judge.features.to(device), self.data.splits["test"]
+        autocast = self.trainer.precision_plugin.forward_context
+        sampler = Sampler(self.cfg.seed, self.cfg.batch_size, self.shards, autocast, "sampling")
+        measured = self.judge.measure(self.model, self.data.splits["train"], self.num_samples, sampler, test)
+        context = {"split": "train", "features": features.name, "features_key": features.key}
+        context |= {"resize": features.resize, "rounding": "to uint8", "num_repeats": self.judge.metric.num_repeats}
+        context |= {name: card.context[name] for name in ("weights", "sampler", "seed")}
+        card.add("test", named(measured, features, self.num_samples), **context)
+        card.context["sampling_seconds_per_image"] = sampler.seconds_per_image
+        if isinstance(features, HasAccuracy):
+            accuracy = Measurement(features.accuracy(test.images, test.labels), context={"n_real": len(test)})
+            card.add("test", {f"accuracy_of_{features.name}": accuracy}, split="test", features_key=features.key)
+
+    def _likelihood(self, card: Card, device: torch.device) -> None:
+        if self.scoring is None or not isinstance(self.model, CanScore):
+            reason = "score=null" if self.scoring is None else f"{_kind(self.model)} gives no likelihood of images"
+            card.notes.append(f"likelihood skipped: {reason}")
+            return
+        try:
+            scores = self.scoring.scores(self.model, self.data, device)
+        except ValueError as error:
+            card.notes.append(f"likelihood skipped: {error}")
+            return
+        card.add("test", measurements(scores, self.model, self.data), weights=card.context["weights"])
+        if scores.times is not None and rank_and_world()[0] == 0:
+            shape = self.data.splits["test"].image_shape
+            draw_bound_terms(scores, shape, self.output / "evaluation-bound.png")
+
+    def _codes(self, card: Card, device: torch.device) -> None:
+        if isinstance(self.model, HasPosterior):
+            measured, warning = posterior_quality(self.model, self.data, device)
+            card.add("test", measured)
+            card.notes += [warning] if warning else []
+        if isinstance(self.model, CanEncode) and self.data.splits["test"].factors is not None:
+            card.add("test", disentanglement(self.model, self.data, device))
+
+    def _context(self) -> dict[str, Any]:
+        dataset = {name: self.run.dataset[name] for name in ("image_shape", "binarize")}
+        return {
+            "checkpoint": str(self.path),
+            "step": self.checkpoint["global_step"],
+            "model": _kind(self.model),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "weights": "EMA" if self.checkpoint.get("ema") else "raw",
+            "sampler": OmegaConf.to_container(self.run.sampler) if "sampler" in self.run else "prior",
+            "seed": self.cfg.seed,
+            "dataset": {"name": self.run.dataset.load._target_.split(".")[-2]}
+            | OmegaConf.to_container(OmegaConf.create(dataset)),
+            "precision": self.cfg.trainer.precision,
+            "device": str(self.trainer.strategy.root_device),
+            "processes": self.trainer.world_size,
+            "overrides": list(self.cfg.overrides),
+        }
+
+
+def _run_config(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
+    """The run's configuration with the overrides; all metrics unless the user names others."""
+    chosen = any(word.startswith("metric=") for word in cfg.overrides)
+    run = run_config(checkpoint["config"], cfg.overrides if chosen else ["metric=full", *cfg.overrides])
+    if cfg.cache_dir is not None:
+        with open_dict(run):
+            run.cache_dir = cfg.cache_dir
+            if "cache_dir" in run.features:
+                run.features.cache_dir = cfg.cache_dir
+    return run
+
+
+def _kind(model: GenerativeModel) -> str:
+    return type(model).__name__

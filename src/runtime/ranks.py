@@ -1,0 +1,74 @@
+"""Work on many images, cut into blocks that do not depend on how many processes share them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch.distributed as dist
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+EVERY_SECONDS = 10  # between two lines of progress in a log file
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside a distributed run."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def my_blocks(num: int, size: int, what: str = "", begin: int = 0) -> Iterator[range]:
+    """This rank's blocks of ``begin .. num - 1``: every ``world``-th of those of ``size`` images, the last one shorter.
+
+    A block holds the same images whatever the number of ranks, so a network sees the same batches. what: what the
+    progress of the first rank is called (a bar on a terminal, lines with ETA in a log file); "" shows none.
+    """
+    rank, world = rank_and_world()
+    parts = [range(start, min(start + size, num)) for start in range(begin, num, size)][rank::world]
+    return iter(parts) if rank or not what else _shown(parts, what)
+
+
+def gather(parts: Mapping[int, T]) -> list[T]:
+    """What all ranks have made of their blocks, keyed by first position, in that order, on every rank."""
+    everything = [parts]
+    if rank_and_world()[1] > 1:
+        everything = [None] * dist.get_world_size()
+        dist.all_gather_object(everything, dict(parts))
+    merged = {start: part for one in everything for start, part in one.items()}
+    return [merged[start] for start in sorted(merged)]
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if rank_and_world()[1] > 1:
+        dist.barrier()
+
+
+def _shown(parts: list[range], what: str) -> Iterator[range]:
+    total = sum(map(len, parts))
+    return _bar(parts, what, total) if sys.stdout.isatty() else _lines(parts, what, total)
+
+
+def _bar(parts: list[range], what: str, total: int) -> Iterator[range]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for part in parts:
+            yield part
+            bar.advance(task, len(part))
+
+
+def _lines(parts: list[range], what: str, total: int) -> Iterator[range]:
+    begin = last = time.monotonic()
+    done = 0
+    for part in parts:
+        yield part
+        done, now = done + len(part), time.monotonic()
+        if now - last >= EVERY_SECONDS and done < total:
+            last, speed = now, done / (now - begin)
+            left = (total - done) / speed
+            log.info("%s %d/%d  %.1f images/s  ETA %d:%02d", what, done, total, speed, left // 60, left % 60)

@@ -1,0 +1,49 @@
+"""What the numbers mean, in the few words that fit beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+READINGS = {  # by the first part of the name; the longest that fits counts
+    "accuracy_of": "of the classifier on real test images",
+    "active_units": "latents whose mean depends on the image (variance > 0.01)",
+    "beta_vae_score": "accuracy on which factor was kept equal (chance: 1 / factors)",
+    "bits_per_dim": "upper bound of -log2 p(8-bit image) per pixel and channel",
+    "compression_ratio": "bytes of the image / bytes of the code",
+    "confident": "share of samples that the classifier is sure of (probability > 0.9)",
+    "coverage": "share of real images that have a sample among their neighbours",
+    "dci_completeness": "1: every factor sits in one latent",
+    "dci_disentanglement": "1: every latent stands for one factor",
+    "dci_informativeness": "accuracy of the factors predicted from the code",
+    "density": "samples per neighbourhood of real images; 1 for the real distribution",
+    "distortion": "-log p(x | z) in nats per image",
+    "elbo": "nats per image",
+    "factor_vae_score": "accuracy of a vote on which factor was kept equal",
+    "fid": "Fréchet distance of the samples to the training images, biased upwards for few images",
+    "fid_corrected": "the same without the bias expected at this number of images; 0 is perfect",
+    "fid_floor": "raw Fréchet distance of the real test split to train: what a perfect model would reach",
+    "inception_score": "sure and diverse by the classifier; number of classes at most",
+    "kid": "squared kernel distance, unbiased; 0 is perfect",
+    "kl": "nats per image",
+    "memorised": "closeness to training images, compared with real test images",
+    "mig": "mutual information gap of the two best latents per factor",
+    "nats": "upper bound of -log p(binarised image); not on the 8-bit scale",
+    "precision": "share of samples that lie among real images",
+    "psnr_compressed": "dB, through one byte per latent",
+    "rate": "KL(q(z | x) || p(z)) in nats per image",
+    "recall": "share of real images that lie among the samples",
+    "reconstruction": "nats per image, log p(x | z)",
+    "sap": "gap in accuracy of the two best latents per factor",
+}
+
+
+def reading(name: str, metrics: Mapping[str, float | None]) -> str:
+    """One phrase for ``test/fid_classifier_360``; distances are told as a multiple of their floor."""
+    stage, _, rest = name.partition("/")
+    if rest.startswith("fid_") and not rest.startswith(("fid_floor_", "fid_corrected_")):
+        floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
+        value = metrics[name]
+        if floor and value is not None:
+            return f"{value / floor:.2f} x the floor"
+    fitting = [prefix for prefix in READINGS if rest == prefix or rest.startswith(f"{prefix}_")]
+    return READINGS[max(fitting, key=len)] if fitting else ""

@@ -1,0 +1,81 @@
+"""Features of real images, computed once and cached under a hash of all that determines them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.dataset.base import ImageData
+from src.errors import StorageError, first_line
+from src.features.base import Features
+from src.files import atomic_path, content_hash
+from src.metric.base import Reference
+from src.metric.frechet import Moments
+from src.runtime.ranks import gather, my_blocks, rank_and_world
+
+log = logging.getLogger(__name__)
+RECIPE = "reference-1"  # part of the key: count up whenever what is stored or how it is computed changes
+BATCH = 256
+
+
+def reference_of(features: Features, data: ImageData, cache_dir: str | os.PathLike[str] | None) -> Reference:
+    """Features and moments of all images of a split: in order, unflipped, complete, on every rank.
+
+    The key of the cache is a hash of the images' bytes and of the features' own key, so a changed data set, split,
+    transform or weight file can never meet what was stored for another. A cache that cannot be read or written costs
+    time, nothing else.
+    """
+    path = None if cache_dir is None else Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
+    found = None if path is None else _load(path)
+    if found is not None:
+        return found
+    made = Reference.of(features_of(features, data, what="features of real images"))
+    if path is not None and rank_and_world()[0] == 0:
+        _save(path, made)
+    return made
+
+
+def features_of(features: Features, data: ImageData, what: str = "") -> Tensor:
+    """Features (N, d) float32 of all images of a split, on every rank's CPU; the work is shared."""
+    parts = {}
+    for block in my_blocks(len(data), BATCH, what):
+        parts[block.start] = features(data.images[torch.arange(block.start, block.stop)]).cpu()
+    return torch.cat(gather(parts))
+
+
+def _key(features: Features, data: ImageData) -> str:
+    hashes = {}
+    for block in my_blocks(len(data), BATCH):
+        images = data.images[torch.arange(block.start, block.stop)]
+        hashes[block.start] = content_hash(repr(tuple(images.shape)), images.numpy().tobytes())
+    return content_hash(RECIPE, features.key, *gather(hashes))
+
+
+def _load(path: Path) -> Reference | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:  # checks the checksum of what it reads
+            stored = {name: torch.from_numpy(file[name]) for name in ("features", "mean", "cov", "root")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("reference features: cannot use %s, computing them again (%s)", path, first_line(error))
+        return None
+    moments = Moments(stored["mean"], stored["cov"], len(stored["features"]))
+    vars(moments)["root"] = stored["root"]  # as if it had been computed here
+    return Reference(stored["features"], moments)
+
+
+def _save(path: Path, reference: Reference) -> None:
+    moments = reference.moments
+    arrays = {"features": reference.features, "mean": moments.mean, "cov": moments.cov, "root": moments.root}
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **{name: value.numpy() for name, value in arrays.items()})
+    except StorageError as error:
+        log.warning("reference features: not cached, the next evaluation computes them again (%s)", first_line(error))

@@ -1,0 +1,124 @@
+"""FID with correction, error and floor: simulations whose truth is known, and derivatives by finite differences."""
+
+import pytest
+import torch
+
+from src.metric.base import Reference, Samples
+from src.metric.fid import Fid, bias_and_error
+from src.metric.frechet import Moments, covariance_part, eigen, expected_bias, frechet_distance, overlap
+from src.noise import generator
+
+DEVIATIONS = torch.logspace(0, -0.5, 16, dtype=torch.float64)
+
+
+def repeated(scale, shift, num_real, num_fake, repeats):
+    """fid and fid_corrected (repeats, 2) and errors of independent sets: N(0, diag) and scale * N(0, diag) + shift."""
+    random = generator("fid", scale, shift)
+
+    def draw(num):
+        return torch.randn(num, len(DEVIATIONS), generator=random, dtype=torch.float64) * DEVIATIONS
+
+    found = [Fid()(Samples(Reference.of(draw(num_real)), scale * draw(num_fake) + shift)) for _ in range(repeats)]
+    values = torch.tensor([[each["fid"].value, each["fid_corrected"].value or 0] for each in found])
+    return values, torch.tensor([each["fid"].error for each in found])
+
+
+def true_distance(scale, shift):
+    return float((1 - scale) ** 2 * DEVIATIONS.square().sum() + len(DEVIATIONS) * shift**2)
+
+
+def test_corrected_distance_of_equal_distributions_averages_to_zero():
+    values, _ = repeated(1.0, 0.0, num_real=2000, num_fake=1000, repeats=200)
+    raw, corrected = values.mean(0).tolist()
+    bias = expected_bias(DEVIATIONS.square().diag(), 2000, 1000)
+    assert abs(corrected) < 0.05 * bias  # standard error 1 %
+    assert raw == pytest.approx(bias, rel=0.05)
+
+
+def test_correction_holds_down_to_four_images_per_feature():
+    """To first order alone it would leave 7 %."""
+    values, _ = repeated(1.0, 0.0, num_real=600, num_fake=64, repeats=600)
+    raw, corrected = values.mean(0).tolist()
+    assert abs(corrected) < 0.05 * raw  # standard error 0.6 %
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.5])
+def test_correction_holds_where_the_distributions_differ(scale):
+    """One that took the real images' covariance for both would remove 30 % too much, or too little."""
+    values, _ = repeated(scale, 0.0, num_real=4000, num_fake=100, repeats=200)
+    raw, corrected = (values.double().mean(0) - true_distance(scale, 0.0)).tolist()
+    assert abs(corrected) < 0.15 * raw  # standard error 3 to 5 %
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.8, 0.0), (1.0, 0.2), (1.3, 0.1), (0.0, 0.1)])
+def test_error_is_the_spread_over_repetitions(scale, shift):
+    values, errors = repeated(scale, shift, num_real=600, num_fake=200, repeats=150)
+    for sd in values.std(dim=0).tolist():
+        assert float(errors.mean()) == pytest.approx(sd, rel=0.25)  # standard error of an sd 6 %
+
+
+def test_error_is_sound_with_no_more_images_than_features():
+    values, errors = repeated(1.0, 0.1, num_real=600, num_fake=16, repeats=150)
+    assert 0.75 < float(errors.mean() / values[:, 0].std()) < 1.5
+
+
+def test_error_uses_the_derivative_of_the_distance():
+    """J by finite differences of the weighted moments, for unequal Gaussians that do not commute."""
+    random = generator("influence")
+    x = torch.randn(200, 3, generator=random, dtype=torch.float64)
+    y = (
+        torch.randn(150, 3, generator=random, dtype=torch.float64)
+        @ torch.tensor([[0.5, 1, 0], [0, 2, 0], [1, 0, 1]]).double()
+    )
+
+    def moments(z, weights):
+        mean = weights @ z / weights.sum()
+        return mean, (weights[:, None] * (z - mean)).T @ (z - mean) / weights.sum()
+
+    ones = [torch.ones(len(z), dtype=torch.float64) for z in (x, y)]
+    sides = (
+        (lambda weights: frechet_distance(*moments(x, weights), *moments(y, ones[1])), 200),
+        (lambda weights: frechet_distance(*moments(x, ones[0]), *moments(y, weights)), 150),
+    )
+    first_order = 0.0
+    for of, n in sides:
+        steps = 1e-5 * torch.eye(n, dtype=torch.float64)
+        slopes = torch.stack([of(1 + step) - of(1 - step) for step in steps]) / 2e-5
+        first_order += float(slopes.var()) * n
+    a, b = Moments.of(x), Moments.of(y)
+    _, second_order = covariance_part(eigen(overlap(a, b))[0].sqrt(), 200, 150)
+    second_order += 2 * float((a.cov / 200 + b.cov / 150).square().sum())
+    _, error = bias_and_error(Reference.of(x), Reference.of(y))
+    assert error**2 == pytest.approx(first_order - second_order, rel=0.03)  # weights count n, the covariance n - 1
+
+
+def test_corrected_needs_four_images_per_feature_on_both_sides():
+    x = torch.randn(400, 8, generator=generator("few"))
+    real = Reference.of(x[:200])
+    few = Fid()(Samples(real, x[200:231]))
+    assert few["fid_corrected"].value is None
+    assert few["fid_corrected"].reason == "needs N >= 4 d = 32 images, there are 31 generated"
+    assert few["fid"].value > 0
+    enough = Fid()(Samples(real, x[200:232]))
+    assert enough["fid"].value - enough["fid_corrected"].value == pytest.approx(enough["fid_corrected"].context["bias"])
+    other = Fid()(Samples(Reference.of(x[:31]), x[200:]))
+    assert other["fid_corrected"].reason.endswith("there are 31 real")
+
+
+def test_floor_is_the_distance_of_the_held_out_images():
+    x = torch.randn(300, 4, generator=generator("floor"))
+    real = Reference.of(x[:100])
+    found = Fid()(Samples(real, x[100:200] * 2, held_out=x[200:]))
+    assert "fid_floor" not in Fid()(Samples(real, x[100:200]))
+    assert found["fid_floor"].value == Fid()(Samples(real, x[200:]))["fid"].value
+    assert found["fid_floor"].context == {"n_real": 100, "n_held_out": 100}
+    assert found["fid"].context == {"n_real": 100, "n_fake": 100}
+    assert {type(each.value) for each in found.values()} == {float}
+
+
+def test_collapsed_images_have_a_distance():
+    x = torch.randn(100, 4, generator=generator("collapsed"), dtype=torch.float64)
+    found = Fid()(Samples(Reference.of(x), torch.ones(50, 4)))
+    assert found["fid"].value == pytest.approx(float((x.mean(0) - 1).square().sum() + x.T.cov().trace()))
+    assert found["fid_corrected"].context["bias"] == pytest.approx(float(x.T.cov().trace()) / 100)
+    assert found["fid"].error > 0
