@@ -23,10 +23,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     from src.checkpoint import find_checkpoint, read_checkpoint
     from src.runtime.evaluation import Evaluation
     from src.runtime.loggers import log_card
+    from src.runtime.past_runs import run_of
 
     path = find_checkpoint(cfg.ckpt_path).resolve()
-    run_dir = path.parents[1] if path.parent.name == "checkpoints" else path.parent
-    output = Path(cfg.output or run_dir)
+    output = Path(cfg.output or run_of(path))
     evaluation = Evaluation(cfg, read_checkpoint(path), path, output)
     card = evaluation.card()
     if evaluation.trainer.is_global_zero:

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from src.errors import DataError
 from src.runtime.comparison import compare, direction
 from src.runtime.comparison_table import Cell, Grid, formatted, show
 from src.runtime.past_runs import Number, find_runs, read_run
@@ -343,3 +344,19 @@ def test_nothing_heavy_is_read():
     code = f"import sys, src.compare, src.runtime.comparison_table; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_further_evaluations_of_a_run_compare_like_runs(run, tmp_path):
+    first = run("one", numbers={FID: 1.0})
+    heun = {"_target_": "src.sampler.heun.heun", "_partial_": True, "num_steps": 50}
+    context = CONTEXT | {"sampler": heun, "checkpoint": str(first / "checkpoints" / "last.ckpt")}
+    for folder in (first / "heun", tmp_path / "elsewhere"):
+        folder.mkdir()
+        (folder / "evaluation.json").write_text(json.dumps({FID: 2.0, "context": context}))
+    comparison = compare(find_runs([str(first), str(first / "heun")]))
+    assert [setting.label for setting in comparison.settings] == ["diffusion sampler=ddim", "diffusion sampler=heun"]
+    assert [setting.numbers[FID].value for setting in comparison.settings] == [1.0, 2.0]
+    assert find_runs([str(tmp_path)]) == [tmp_path / "elsewhere", first], "evaluations inside a run are its own matter"
+    (tmp_path / "elsewhere" / "evaluation.json").write_text(json.dumps({FID: 2.0, "context": {}}))
+    with pytest.raises(DataError, match="not the configuration of a run"):
+        compare(find_runs([str(tmp_path / "elsewhere")]))

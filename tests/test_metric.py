@@ -121,7 +121,7 @@ def test_autocast_does_not_round():
 
 
 def test_bias_of_a_finite_sample_is_predicted():
-    """E[d^2] of two samples of one Gaussian: NUMBERS 5.15, the floor below which no model gets."""
+    """E[d^2] of two samples of one Gaussian: the floor below which no model gets."""
     num_real, num_fake, dim = 2000, 1000, 24
     scale = torch.logspace(0, -1, dim, dtype=torch.float64)
     random = generator("bias")

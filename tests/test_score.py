@@ -37,7 +37,7 @@ def test_scores_are_bounds_of_a_probability_image_by_image(name):
     alone = scored(name, (4, 1))
     for key, value in result.log_likelihood.items():
         torch.testing.assert_close(value[[4, 1]], alone.log_likelihood[key], rtol=1e-4, atol=1e-4)
-    assert value.unique().numel() == 6
+        assert value.unique().numel() == 6
 
 
 @pytest.mark.parametrize("name", SCORED)

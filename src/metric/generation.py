@@ -51,10 +51,13 @@ class GenerationMetrics:
 def pooled(repeats: Sequence[dict[str, Measurement]]) -> dict[str, Measurement]:
     """The mean of each number over repeats, its error the sample sd over them; null where it is in any repeat.
 
+    Only of what every repeat has; one that failed may name more, or less, than the others.
+
     A number that is the same in all repeats (such as the floor, for which nothing is generated) stays as it is, with
     its own error.
     """
-    return {name: _pooled([repeat[name] for repeat in repeats]) for name in repeats[0]}
+    common = [name for name in repeats[0] if all(name in repeat for repeat in repeats)]
+    return {name: _pooled([repeat[name] for repeat in repeats]) for name in common}
 
 
 def _pooled(repeats: list[Measurement]) -> Measurement:

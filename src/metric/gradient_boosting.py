@@ -85,7 +85,7 @@ def _newton_step(leaf: Ints, residual: Floats, probability: Floats) -> Floats:
 
 
 def _edges(code: Floats) -> Floats:
-    """Thresholds half way between neighbouring values, or between NUM_BINS quantiles where there are more values."""
+    """Thresholds half way between neighbouring values, or between NUM_BINS quantiles of these where there are more."""
     values = np.unique(code)
     if len(values) > NUM_BINS:
         values = np.unique(np.quantile(values, np.linspace(0, 1, NUM_BINS)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.errors import require
+from src.errors import first_line, require
 from src.metric.base import Measurement, Samples, binomial_error
 from src.noise import generator
 
@@ -27,24 +27,25 @@ class InceptionScore:
         self.num_splits, self.threshold = num_splits, threshold
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
-        """Measure the probabilities of the generated images; raises ValueError for fewer images than splits."""
+        """Measure the probabilities of the generated images."""
         probabilities = samples.probabilities
         if probabilities is None:
             return dict.fromkeys(self.names, Measurement(None, reason="the features are not a classifier's"))
-        n = len(probabilities)
-        order = torch.randperm(n, generator=generator("inception_score"))
-        score, sd = inception_score(probabilities[order.to(probabilities.device)], self.num_splits)
         share = float((probabilities.amax(dim=1) > self.threshold).to(torch.float64).mean())
+        error = binomial_error(share, len(probabilities))
+        confident = Measurement(share, error, "binomial standard error", context={"threshold": self.threshold})
+        found = {"inception_score": self._score(probabilities), "confident": confident}
+        return {name: measurement.within(n_fake=len(probabilities)) for name, measurement in found.items()}
+
+    def _score(self, probabilities: Tensor) -> Measurement:
+        context = {"num_splits": self.num_splits}
+        order = torch.randperm(len(probabilities), generator=generator("inception_score"))
+        try:
+            score, sd = inception_score(probabilities[order.to(probabilities.device)], self.num_splits)
+        except ValueError as error:
+            return Measurement(None, reason=first_line(error), context=context)
         error, kind = (sd, f"sd over {self.num_splits} splits") if self.num_splits > 1 else (None, "")
-        return {
-            "inception_score": Measurement(score, error, kind, context={"n_fake": n, "num_splits": self.num_splits}),
-            "confident": Measurement(
-                share,
-                binomial_error(share, n),
-                "binomial standard error",
-                context={"n_fake": n, "threshold": self.threshold},
-            ),
-        }
+        return Measurement(score, error, kind, context=context)
 
 
 def inception_score(probabilities: Tensor, num_splits: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from src.metric.disentanglement import Disentanglement
 from src.metric.latents import collapse_warning, latent_quality
 from src.model.base import CanEncode, HasPosterior
 from src.runtime.data import ImageDataModule
-from src.runtime.ranks import gather, my_blocks
+from src.runtime.ranks import share_work
 
 BATCH = 256
 
@@ -20,12 +20,17 @@ BATCH = 256
 def posterior_quality(
     model: HasPosterior, data: ImageDataModule, device: torch.device
 ) -> tuple[dict[str, Measurement], str]:
-    """Active units and KL of q(z | x) over the test split, and a warning where the posterior has collapsed, or ""."""
-    parts = {}
-    for block in my_blocks(len(data.splits["test"]), BATCH):
+    """Active units and KL of q(z | x) over the test split, and a warning where the posterior has collapsed, or "".
+
+    Raises ValueError where the posterior is not finite.
+    """
+
+    def of_block(block: range) -> tuple[Tensor, Tensor]:
         posterior = model.posterior(data.batch("test", block).x.to(device))
-        parts[block.start] = posterior.mean.cpu(), posterior.log_var.cpu()
-    mean, log_var = (torch.cat(part) for part in zip(*gather(parts), strict=True))
+        return posterior.mean.cpu(), posterior.log_var.cpu()
+
+    parts = share_work(len(data.splits["test"]), BATCH, of_block)
+    mean, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
     context = {"split": "test", "n_images": len(mean)}
     measured = {name: number.within(**context) for name, number in latent_quality(mean, log_var).items()}
     return measured, collapse_warning(mean, log_var)
@@ -41,7 +46,9 @@ def disentanglement(model: CanEncode, data: ImageDataModule, device: torch.devic
 
 
 def _codes(model: CanEncode, data: ImageDataModule, split: str, device: torch.device) -> Tensor:
-    images, parts = data.splits[split].images, {}
-    for block in my_blocks(len(images), BATCH):
-        parts[block.start] = model.encode(to_float(images[torch.arange(block.start, block.stop)]).to(device)).cpu()
-    return torch.cat(gather(parts))
+    images = data.splits[split].images
+
+    def of_block(block: range) -> Tensor:
+        return model.encode(to_float(images[torch.arange(block.start, block.stop)]).to(device)).cpu()
+
+    return torch.cat(share_work(len(images), BATCH, of_block))

@@ -83,10 +83,10 @@ class ImageDataModule(pl.LightningDataModule):
         """The test split in order."""
         return self._eval_loader("test")
 
-    def batch(self, split: str, block: range) -> Batch:
+    def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Images of a split, with the bits and the noise seeds that its loader gives them."""
         seed = mix(self.seed, split)
-        return self._batches(self.splits[split], flip=False)[list(block), [mix(seed, index) for index in block]]
+        return self._batches(self.splits[split], flip=False)[list(indices), [mix(seed, index) for index in indices]]
 
     def _eval_loader(self, split: str) -> DataLoader:
         data = self.splits[split]

@@ -103,13 +103,16 @@ class Evaluation:
             card.notes.append(f"likelihood skipped: {error}")
             return
         card.add("test", measurements(scores, self.model, self.data), weights=card.context["weights"])
-        if scores.times is not None and rank_and_world()[0] == 0:
+        if scores.times is not None and scores.times.numel() and rank_and_world()[0] == 0:  # T = 1 has no terms
             shape = self.data.splits["test"].image_shape
             draw_bound_terms(scores, shape, self.output / "evaluation-bound.png")
 
     def _codes(self, card: Card, device: torch.device) -> None:
         if isinstance(self.model, HasPosterior):
-            measured, warning = posterior_quality(self.model, self.data, device)
+            try:
+                measured, warning = posterior_quality(self.model, self.data, device)
+            except ValueError as error:
+                measured, warning = {}, f"latent quality skipped: {error}"
             card.add("test", measured)
             card.notes += [warning] if warning else []
         if isinstance(self.model, CanEncode) and self.data.splits["test"].factors is not None:

@@ -31,7 +31,7 @@ class Judge:
     features: Features
     metric: GenerationMetrics
     cache_dir: str | os.PathLike[str] | None = None
-    _real: dict[int, Reference] = field(default_factory=dict)  # of the splits used so far, by identity
+    _known: list[tuple[ImageData, Reference]] = field(default_factory=list)  # of the splits used so far
 
     def prepare(self, train: ImageData, num_samples: int) -> None:
         """Train or check the features, so that what cannot work fails early."""
@@ -64,9 +64,11 @@ class Judge:
         return pooled(repeats)
 
     def _reference(self, data: ImageData) -> Reference:
-        if id(data) not in self._real:
-            self._real[id(data)] = reference_of(self.features, data, self.cache_dir)
-        return self._real[id(data)]
+        for known, reference in self._known:
+            if known is data:
+                return reference
+        self._known.append((data, reference_of(self.features, data, self.cache_dir)))
+        return self._known[-1][1]
 
 
 def named(measured: dict[str, Measurement], features: Features, num: int) -> dict[str, Measurement]:

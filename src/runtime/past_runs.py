@@ -16,6 +16,7 @@ import yaml
 
 from src.errors import CheckpointError, DataError, StorageError, first_line
 
+EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")
 COSTS = ("parameters", "step", "seconds", "train_seconds", "images_per_second", "sampling_seconds_per_image")
 OF_EVALUATION = ("parameters", "step", "sampling_seconds_per_image")  # costs that evaluation.json knows better
@@ -68,10 +69,18 @@ class Run:
 def find_runs(words: Sequence[str]) -> list[Path]:
     """Run directories that the words mean: directories, folders that hold runs, or glob patterns; each run once.
 
-    Raises CheckpointError for a word that leads to no run.
+    The output directory of a further evaluation of a run counts as a run. Raises CheckpointError for a word that leads
+    to none.
     """
     found = {run.resolve(): run for word in words for run in _runs_of(word)}
-    return [run for place, run in found.items() if found.keys().isdisjoint(place.parents)]
+    return [
+        run for place, run in found.items() if found.keys().isdisjoint(place.parents) or (run / EVALUATION).exists()
+    ]
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint file belongs to, or the folder that it lies in."""
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _runs_of(word: str) -> list[Path]:
@@ -90,7 +99,7 @@ def _runs_of(word: str) -> list[Path]:
 def _at_or_below(path: Path) -> list[Path]:
     runs = []
     for folder, folders, files in os.walk(path):
-        if "config.yaml" in files:
+        if not {"config.yaml", EVALUATION}.isdisjoint(files):
             runs.append(Path(folder))
             folders.clear()  # W&B keeps a config.yaml of its own inside
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -105,13 +114,15 @@ def _natural(path: Path) -> list[str | int]:
 def read_run(path: Path) -> Run:
     """Settings and numbers: of ``evaluation.json`` where there is one, else of ``metrics.json`` (it may lack both).
 
-    Raises DataError where a file is damaged, StorageError where it cannot be read.
+    An evaluation that lies elsewhere names its run. Raises DataError where a file is damaged or the run is gone,
+    StorageError where it cannot be read.
     """
-    config, final = _read(path / "config.yaml"), _read(path / "metrics.json")
-    if not isinstance(config.get("model"), dict):
-        raise DataError(f"{path / 'config.yaml'}: not the configuration of a run (no model in it)")
-    evaluation = _read(path / "evaluation.json")
+    evaluation = _read(path / EVALUATION)
     context = evaluation.get("context", {})
+    home = path if (path / "config.yaml").exists() else run_of(Path(context.get("checkpoint", path)))
+    config, final = _read(home / "config.yaml"), _read(home / "metrics.json")
+    if not isinstance(config.get("model"), dict):
+        raise DataError(f"{home / 'config.yaml'}: not the configuration of a run (no model in it)")
     costs = final | {name: context[name] for name in OF_EVALUATION if name in context}
     numbers = {name: Number(costs[name]) for name in COSTS if costs.get(name) is not None}
     protocol = {name: context[name] for name in PROTOCOL if context.get(name) is not None}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from src.errors import first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,6 +42,23 @@ def gather(parts: Mapping[int, T]) -> list[T]:
         dist.all_gather_object(everything, dict(parts))
     merged = {start: part for one in everything for start, part in one.items()}
     return [merged[start] for start in sorted(merged)]
+
+
+def share_work(num: int, size: int, work: Callable[[range], T], what: str = "") -> list[T]:
+    """``work`` of every block of ``0 .. num - 1``, each done by one rank: all results, in order, on every rank.
+
+    Raises ValueError on all ranks where ``work`` raises it on any, so that they go on together.
+    """
+    parts, failure = {}, ""
+    try:
+        for block in my_blocks(num, size, what):
+            parts[block.start] = work(block)
+    except ValueError as error:
+        failure = first_line(error)
+    for found in gather({rank_and_world()[0]: failure}):
+        if found:
+            raise ValueError(found)
+    return gather(parts)
 
 
 def wait_for_all() -> None:

@@ -17,7 +17,7 @@ from src.features.base import Features
 from src.files import atomic_path, content_hash
 from src.metric.base import Reference
 from src.metric.frechet import Moments
-from src.runtime.ranks import gather, my_blocks, rank_and_world
+from src.runtime.ranks import gather, rank_and_world, share_work
 
 log = logging.getLogger(__name__)
 RECIPE = "reference-1"  # part of the key: count up whenever what is stored or how it is computed changes
@@ -33,7 +33,7 @@ def reference_of(features: Features, data: ImageData, cache_dir: str | os.PathLi
     """
     path = None if cache_dir is None else Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
     found = None if path is None else _load(path)
-    if found is not None:
+    if all(gather({rank_and_world()[0]: found is not None})):  # or else all compute: it takes every rank
         return found
     made = Reference.of(features_of(features, data, what="features of real images"))
     if path is not None and rank_and_world()[0] == 0:
@@ -43,18 +43,19 @@ def reference_of(features: Features, data: ImageData, cache_dir: str | os.PathLi
 
 def features_of(features: Features, data: ImageData, what: str = "") -> Tensor:
     """Features (N, d) float32 of all images of a split, on every rank's CPU; the work is shared."""
-    parts = {}
-    for block in my_blocks(len(data), BATCH, what):
-        parts[block.start] = features(data.images[torch.arange(block.start, block.stop)]).cpu()
-    return torch.cat(gather(parts))
+
+    def of_block(block: range) -> Tensor:
+        return features(data.images[torch.arange(block.start, block.stop)]).cpu()
+
+    return torch.cat(share_work(len(data), BATCH, of_block, what))
 
 
 def _key(features: Features, data: ImageData) -> str:
-    hashes = {}
-    for block in my_blocks(len(data), BATCH):
+    def of_block(block: range) -> str:
         images = data.images[torch.arange(block.start, block.stop)]
-        hashes[block.start] = content_hash(repr(tuple(images.shape)), images.numpy().tobytes())
-    return content_hash(RECIPE, features.key, *gather(hashes))
+        return content_hash(repr(tuple(images.shape)), images.numpy().tobytes())
+
+    return content_hash(RECIPE, features.key, *share_work(len(data), BATCH, of_block))
 
 
 def _load(path: Path) -> Reference | None:

@@ -13,13 +13,13 @@ from src.metric.base import Measurement
 from src.model.base import CanScore, Effort, Scores
 from src.noise import generators
 from src.runtime.data import ImageDataModule
-from src.runtime.ranks import gather, my_blocks
+from src.runtime.ranks import share_work
 
 log = logging.getLogger(__name__)
 
 
 class Scoring:
-    """Estimates of log p(x) over the first ``num_images`` of the test split (null: all), mean and standard error.
+    """Estimates of log p(x) over ``num_images`` of the test split, evenly spaced (null: all), mean and standard error.
 
     batch_size: images per forward pass. The others: see ``src.model.base.Effort``.
     """
@@ -41,12 +41,14 @@ class Scoring:
     @torch.no_grad()
     def scores(self, model: CanScore, data: ImageDataModule, device: torch.device) -> Scores:
         """All estimates, per image in the order of the split; the work is shared by the ranks."""
-        num = min(len(data.splits["test"]), self.num_images or len(data.splits["test"]))
-        parts = {}
-        for block in my_blocks(num, self.batch_size, "likelihood"):
-            batch = data.batch("test", block)
-            parts[block.start] = _to_cpu(model.score(batch.x.to(device), self.effort, generators(batch.seeds)))
-        return _joined(gather(parts))
+        size = len(data.splits["test"])
+        num = min(size, self.num_images or size)
+
+        def of_block(block: range) -> Scores:
+            batch = data.batch("test", [i * size // num for i in block])
+            return _to_cpu(model.score(batch.x.to(device), self.effort, generators(batch.seeds)))
+
+        return _joined(share_work(num, self.batch_size, of_block, "likelihood"))
 
 
 def measurements(scores: Scores, model: CanScore, data: ImageDataModule) -> dict[str, Measurement]:
@@ -62,13 +64,18 @@ def measurements(scores: Scores, model: CanScore, data: ImageDataModule) -> dict
     else:
         prefix, unit = "bits_per_dim", dimensions * math.log(2)
         context |= {"unit": "bits/dim", "values": "8-bit, bins integrated exactly (no dequantisation noise)"}
-    context["estimate"] = "upper bound of the negative log-likelihood"
     found = {
-        f"{prefix}_{name}": _mean(-value / unit).within(**context) for name, value in scores.log_likelihood.items()
+        f"{prefix}_{name}": _mean(-value / unit).within(**context, estimate=_kind(name))
+        for name, value in scores.log_likelihood.items()
     }
     of_image = {name: value for name, value in scores.parts.items() if value.dim() == 1}
     nats = {name: _mean(value).within(**context | {"unit": "nats per image"}) for name, value in of_image.items()}
     return found | nats
+
+
+def _kind(name: str) -> str:
+    solver = ", up to the error of the ODE solver" if name == "flow" else ""
+    return f"upper bound of the negative log-likelihood{solver}"
 
 
 def _mean(values: Tensor) -> Measurement:
