@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,22 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+        _sync_directory(target.parent)
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Bring the new name to the disk as well; file systems that cannot are left alone."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
@@ -47,8 +58,11 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 (whatever JSON can hold)
-    """Write JSON atomically, sorted and indented so that two files can be compared line by line."""
-    write_text(target, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    """Write JSON atomically, sorted and indented so that two files can be compared line by line.
+
+    Raises ValueError for NaN and infinity, which no other reader takes: a number that is missing is None.
+    """
+    write_text(target, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def content_hash(*parts: bytes | str) -> str:

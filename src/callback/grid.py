@@ -20,6 +20,8 @@ from src.runtime.pictures import film_strip, grid
 
 log = logging.getLogger(__name__)
 
+MAX_IMAGES = 10_000  # of one picture, drawn in one batch
+
 
 class Grid(pl.Callback):
     """Draws ``num_images`` samples from the same noise at each validation, so that the pictures make a flip-book.
@@ -30,7 +32,7 @@ class Grid(pl.Callback):
     """
 
     def __init__(self, dirpath: str, num_images: int = 64, seed: int = 0) -> None:
-        require(num_images >= 1, "num_images", num_images, "must be >= 1")
+        require(1 <= num_images <= MAX_IMAGES, "num_images", num_images, f"must be between 1 and {MAX_IMAGES}")
         self.dirpath, self.num_images, self.seed = Path(dirpath), num_images, seed
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,13 +1,17 @@
-"""How checkpoints reach the disk: whole or not at all, with the configuration of the run inside."""
+"""How checkpoints reach the disk: whole or not at all, finite, with the configuration of the run inside."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from src.errors import NonFiniteError, StorageError
 from src.files import atomic_path
 
 
@@ -22,6 +26,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.config = config
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write the checkpoint atomically. Raises StorageError when the disk refuses."""
+        """Write the checkpoint atomically.
+
+        Raises NonFiniteError where weights are not finite, StorageError when the disk refuses.
+        """
+        for name, value in checkpoint.get("state_dict", {}).items():
+            if value.is_floating_point() and not value.isfinite().all():
+                step = checkpoint.get("global_step")
+                raise NonFiniteError(f"{name}: holds NaN or infinity after step {step}; the last checkpoint is kept")
         with atomic_path(path) as temporary:
-            torch.save(checkpoint | {"config": self.config}, temporary)
+            try:
+                torch.save(checkpoint | {"config": self.config}, temporary)
+            except RuntimeError as error:  # torch's writer hides the system's reason
+                need, free = _megabytes(checkpoint), shutil.disk_usage(temporary.parent).free / 1e6
+                reason = f"about {need:.0f} MB needed, {free:.0f} MB free; free some space"
+                raise StorageError(f"cannot write {Path(path)}: {reason}") from error
+
+
+def _megabytes(content: object) -> float:
+    """Of all tensors in nested dictionaries and lists."""
+    if isinstance(content, Tensor):
+        return content.nbytes / 1e6
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_megabytes, parts))

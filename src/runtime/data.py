@@ -15,8 +15,10 @@ from src.dataset.base import SPLITS, Batch, ImageData, to_float
 from src.errors import ConfigError, DataError, require
 from src.noise import generator, mix
 from src.runtime.build import build, naming
+from src.runtime.interruption import INTERRUPTION
 
 Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
+WORKER_TIMEOUT = 180  # seconds for one batch
 BINARIZE = (None, "static", "dynamic")
 
 
@@ -41,7 +43,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     load: split -> ImageData. image_shape: what the config says, checked against the images. global_batch_size: images
     per optimiser step, over devices, nodes and accumulation. flip: mirror each training image with probability 1/2.
-    binarize: null, ``static`` (each image's bits are drawn once) or ``dynamic`` (drawn anew at every visit).
+    binarize: null, ``static`` (each image has its bits, whatever the seed) or ``dynamic`` (drawn anew at every visit).
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Shuffled by seed and epoch; this rank's share of every global batch."""
         data = self.splits["train"]
         plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
-        return ResumableLoader(self._batches(data, flip=self.flip), plan, self.num_workers)
+        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, the same noise at every validation."""
@@ -86,17 +88,17 @@ class ImageDataModule(pl.LightningDataModule):
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Images of a split, with the bits and the noise seeds that its loader gives them."""
         seed = mix(self.seed, split)
-        return self._batches(self.splits[split], flip=False)[list(indices), [mix(seed, index) for index in indices]]
+        return self._batches(split, flip=False)[list(indices), [mix(seed, index) for index in indices]]
 
     def _eval_loader(self, split: str) -> DataLoader:
-        data = self.splits[split]
-        accumulate, world, rank = self.shares(self.trainer)
-        plan = EvalPlan(len(data), mix(self.seed, split), self.global_batch_size // (accumulate * world), rank, world)
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(self._batches(data, flip=False), batch_size=None, sampler=plan, **workers)
+        world, size = self.trainer.world_size, self.global_batch_size // self.trainer.accumulate_grad_batches
+        own = max(1, size // world)
+        plan = EvalPlan(len(self.splits[split]), mix(self.seed, split), own, self.trainer.global_rank, world)
+        batches = self._batches(split, flip=False)
+        return DataLoader(batches, batch_size=None, sampler=plan, **_workers(self.num_workers))
 
-    def _batches(self, data: ImageData, flip: bool) -> Batches:
-        return Batches(data, self.seed, flip, self.binarize)
+    def _batches(self, split: str, flip: bool) -> Batches:
+        return Batches(self.splits[split], split, flip, self.binarize)
 
     def shares(self, trainer: pl.Trainer) -> tuple[int, int, int]:
         """(accumulation, world size, rank): how a global batch is cut. Raises ConfigError where it cannot be."""
@@ -109,11 +111,16 @@ class ImageDataModule(pl.LightningDataModule):
         return accumulate, world, trainer.global_rank
 
 
+def _workers(num: int) -> dict[str, Any]:
+    """Settings of a loader: a worker that hangs is given up; without workers there is nobody to wait for."""
+    return {"num_workers": num, "persistent_workers": num > 0, "timeout": WORKER_TIMEOUT if num else 0}
+
+
 class Batches(Dataset):
     """Turns a key (indices, seeds) into a Batch, many images at a time."""
 
-    def __init__(self, data: ImageData, seed: int, flip: bool, binarize: str | None) -> None:
-        self.data, self.seed, self.flip, self.binarize = data, seed, flip, binarize
+    def __init__(self, data: ImageData, split: str, flip: bool, binarize: str | None) -> None:
+        self.data, self.split, self.flip, self.binarize = data, split, flip, binarize
 
     def __getitem__(self, key: Key) -> Batch:
         indices, seeds = key
@@ -124,11 +131,11 @@ class Batches(Dataset):
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         if self.binarize:
             x = self._bits(x, indices, seeds)
-        return Batch(x, None if self.data.labels is None else self.data.labels[pick], seeds)
+        return Batch(x, None if self.data.labels is None else self.data.labels[pick], seeds, indices)
 
     def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
-        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2."""
-        keys = seeds if self.binarize == "dynamic" else [mix(self.seed, "static", i) for i in indices]
+        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2; static bits are the data's, not the run's."""
+        keys = seeds if self.binarize == "dynamic" else [mix("static", self.split, i) for i in indices]
         uniform = torch.stack([torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys])
         return 2 * (uniform < (x + 1) / 2).float() - 1
 
@@ -181,14 +188,8 @@ class ResumableLoader(DataLoader):
 
     def __init__(self, batches: Batches, plan: TrainPlan, num_workers: int) -> None:
         # An own generator: creating an iterator then draws nothing from torch's global one.
-        super().__init__(
-            batches,
-            batch_size=None,
-            sampler=plan,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),
-        )
+        workers = _workers(num_workers)
+        super().__init__(batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers)
         self._continues = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -196,13 +197,19 @@ class ResumableLoader(DataLoader):
         if not self._continues:
             plan.epoch, plan.done = plan.epoch + 1, 0
         self._continues = False
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            with INTERRUPTION.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
             plan.done += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches given out in it."""
-        return {"epoch": self.sampler.epoch, "done": self.sampler.done}
+        """Epoch and number of batches given out in it; before the first one, the end of the epoch before."""
+        plan = self.sampler
+        return {"epoch": plan.epoch, "done": plan.done} if plan.done else {"epoch": plan.epoch - 1, "done": len(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; at the end of an epoch, with the next one."""

@@ -1,0 +1,58 @@
+"""What was going on when a loss or gradient stopped being finite: enough to see why, and to see it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from src.dataset.base import Batch
+from src.files import atomic_path, write_text
+from src.model.base import DrawsTimes
+from src.noise import generators
+from src.runtime.report import resume_command
+
+
+def write_flight_record(folder: Path, trainer: pl.Trainer, batches: Sequence[Batch], losses: Tensor) -> None:
+    """``record.json`` and ``batch.pt`` (the batches as tuples) of the present optimiser step.
+
+    record.json: losses of the micro-batches; per image its index in the training split, the key of its noise and its
+    time t where the model draws one; per layer the norms of weights and gradients, null where not finite; the command
+    that goes on from the last checkpoint and comes to the same step with the same numbers.
+    """
+    module = trainer.lightning_module
+    record = {
+        "step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+        "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        "precision": trainer.precision,
+        "losses": [_number(loss) for loss in losses * trainer.accumulate_grad_batches],
+        "images": [_images(module.model, batch) for batch in batches],
+        "layers": {name: _norms(parameter) for name, parameter in module.model.named_parameters()},
+        "replay": resume_command(folder.parent),
+    }
+    write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
+    with atomic_path(folder / "batch.pt") as temporary:
+        torch.save([tuple(batch) for batch in batches], temporary)
+
+
+def _images(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    found = {"indices": batch.indices, "noise_keys": batch.seeds}
+    if isinstance(model, DrawsTimes):
+        found["t"] = model.draw_times(len(batch.x), generators(batch.seeds)).tolist()
+    pixels = batch.x.flatten(1)
+    return found | {"min": _number(pixels.min()), "max": _number(pixels.max()), "mean": _number(pixels.mean())}
+
+
+def _norms(parameter: Tensor) -> dict[str, float | None]:
+    gradient = parameter.grad
+    return {"weight": _number(parameter.norm()), "gradient": None if gradient is None else _number(gradient.norm())}
+
+
+def _number(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None

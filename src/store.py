@@ -1,0 +1,89 @@
+"""The checkpoints of one run on the disk: numbered files, and a pointer to the newest one that is known to be good."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from src.errors import StorageError
+from src.files import atomic_path, write_json
+
+POINTER = "latest.json"
+LAST = "last.ckpt"  # another name of the file that the pointer names
+STEP = re.compile(r"step-(\d+)\.ckpt")
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint file, or "": torch writes checksums and never looks at them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
+        return f"truncated or not a checkpoint: {error}" if str(error) else "truncated"
+    return "" if part is None else f"checksum of {part}"
+
+
+class CheckpointStore:
+    """``step-<step>.ckpt`` in a directory. A file counts from the moment at which ``latest.json`` names it.
+
+    The pointer goes by the step that the file holds, never by times of files, which copies and clocks change. keep:
+    how many files stay, so that a damaged newest one costs the way since the one before.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory, self.keep = Path(directory), keep
+
+    def path(self, step: int, kind: str = "step") -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.directory / f"{kind}-{step:08d}.ckpt"
+
+    def candidates(self) -> list[Path]:
+        """Checkpoints to go on from, newest first; without a readable pointer all there are."""
+        latest = self._latest()
+        steps = [step for step in sorted(self._steps(), reverse=True) if latest is None or step <= latest]
+        alone = self.directory / LAST
+        return [self.path(step) for step in steps] or ([alone] if alone.is_file() else [])
+
+    def publish(self, path: Path) -> None:
+        """Verify the file, make it the newest, and only then delete what is too old or of an abandoned future.
+
+        Raises StorageError when what was written reads back damaged; the pointer then stays where it was.
+        """
+        found = damage(path)
+        if found:
+            raise StorageError(f"{path}: reads back damaged ({found}); the checkpoint before it is kept")
+        step = int(STEP.fullmatch(path.name)[1])
+        write_json(self.directory / POINTER, {"file": path.name, "step": step})
+        alias(path, self.directory / LAST)
+        kept = sorted((other for other in self._steps() if other <= step), reverse=True)[: self.keep]
+        for other in set(self._steps()) - set(kept):
+            self.path(other).unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove what killed processes have left half-written."""
+        for leftover in self.directory.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def _steps(self) -> list[int]:
+        names = (STEP.fullmatch(path.name) for path in self.directory.glob("step-*.ckpt"))
+        return [int(name[1]) for name in names if name]
+
+    def _latest(self) -> int | None:
+        try:
+            step = json.loads((self.directory / POINTER).read_text(encoding="utf-8"))["step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return step if isinstance(step, int) else None
+
+
+def alias(path: Path, target: Path) -> None:
+    """Let ``target`` be a second name of the file, replacing what it was; a copy costs time and disk."""
+    with atomic_path(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            temporary.symlink_to(path.name)

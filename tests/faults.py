@@ -1,0 +1,86 @@
+"""Faults for runs under test: a callback that kills, stops, stalls or poisons its own process at a chosen place.
+
+``PYTHONPATH=tests python -m src.train '+callback.fault={_target_: faults.Fault, step: 7, where: batch_end, what: kill}'``
+"""
+
+import os
+import signal
+import time
+
+import pytorch_lightning as pl
+import torch
+
+WHERE = (
+    "batch_start",
+    "before_step",
+    "batch_end",
+    "validation_start",
+    "validation_batch",
+    "validation_end",
+    "save",
+    "link",
+)
+
+
+class Fault(pl.Callback):
+    """Does ``what`` once, at the place ``where``, as soon as ``step`` optimiser steps are done."""
+
+    def __init__(self, step, where, what="kill", rank=0):
+        self.step, self.where, self.what, self.rank = step, where, what, rank
+        assert where in WHERE
+
+    def setup(self, trainer, pl_module, stage):
+        self.trainer = trainer
+        if stage != "fit" or self.where not in ("save", "link"):
+            return
+        if self.where == "save":
+            write = torch.save
+
+            def half(content, path, *more, **settings):
+                write(content, path, *more, **settings)
+                if trainer.global_step >= self.step:
+                    os.truncate(path, os.path.getsize(path) // 2)
+                self._strike("save")
+
+            torch.save = half
+        else:
+            link = os.link
+
+            def before_link(*paths):
+                self._strike("link")
+                return link(*paths)
+
+            os.link = before_link
+
+    def on_train_batch_start(self, *_):
+        self._strike("batch_start")
+
+    def on_before_optimizer_step(self, *_):
+        self._strike("before_step")
+
+    def on_train_batch_end(self, *_):
+        self._strike("batch_end")
+
+    def on_validation_start(self, trainer, *_):
+        if trainer.state.fn == "fit":
+            self._strike("validation_start")
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, *_):
+        if trainer.state.fn == "fit":
+            self._strike("validation_batch")
+
+    def on_validation_end(self, trainer, *_):
+        if trainer.state.fn == "fit":
+            self._strike("validation_end")
+
+    def _strike(self, where):
+        if where != self.where or self.trainer.global_step < self.step or self.trainer.global_rank != self.rank:
+            return
+        self.where = None
+        if self.what == "sleep":
+            time.sleep(60)
+        elif self.what == "nan":
+            with torch.no_grad():
+                next(self.trainer.lightning_module.parameters()).grad.fill_(float("nan"))
+        else:
+            os.kill(os.getpid(), getattr(signal, f"SIG{self.what.upper()}"))
