@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install train test lint
+.PHONY: help install train test soak lint
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ train: install  ## run the main job: make train ARGS="model=vae dataset=mnist"
 
 test: install  ## run the whole test suite: make test ARGS="-k sampler"
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: install  ## train under 200 random faults and compare with a run in peace: make soak ARGS="--faults 20 --steps 300"
+	$(BIN)/python tests/soak.py $(ARGS)
 
 lint: install  ## format and check the code
 	$(BIN)/ruff format . && $(BIN)/ruff check . && $(BIN)/lint-imports

@@ -2,70 +2,131 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 import os
 import pickle
-import zipfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from src.errors import CheckpointError, ProjectError, first_line
 from src.model.base import GenerativeModel
+from src.store import CheckpointStore, damage
+from src.untrusted import check_config, shown, values
 
-BUILDABLE = {"model", "network", "schedule", "sampler", "prediction", "weighting", "likelihood", "beta"}
+log = logging.getLogger(__name__)
+
+MAX_CONTENT = 1_000_000  # values in a checkpoint, optimiser and loops included
+SHARING = 4  # bytes of tensors per byte of the file: the averaged weights may be the same memory as the weights
+SPARE = 2  # parameters that building a model may make for each one of the checkpoint
 
 
 def load_model(path: str | os.PathLike[str]) -> GenerativeModel:
     """The trained model of a run directory (its last state) or a .ckpt file, in eval mode on the CPU, with EMA weights.
 
-    Reads with ``weights_only=True`` and builds only classes and functions defined below ``src.``. Raises
-    CheckpointError when the file is missing, damaged, refused, or does not fit the model that its config describes.
+    Nothing in the file is run: see ``read_checkpoint``. Raises CheckpointError when it is missing, damaged, refused,
+    or does not fit the model that its config describes.
     """
     checkpoint = read_checkpoint(path)
     return restore(checkpoint["config"]["model"], checkpoint)
 
 
 def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Path:
-    """The checkpoint file that ``path`` means: itself, or ``checkpoints/last.ckpt`` of a run directory."""
+    """The checkpoint file that ``path`` means: itself, or the newest undamaged one of a run directory."""
     if "://" in str(path):
         raise CheckpointError(f"{setting}={path}: addresses are refused; download the file and give its path")
     found = Path(path).expanduser()
     if found.is_dir():
-        found = found / "checkpoints" / "last.ckpt"
-        if not found.is_file():
-            raise CheckpointError(f"{setting}={path}: the run directory has no checkpoints/last.ckpt")
+        candidates = CheckpointStore(found / "checkpoints").candidates()
+        if not candidates:
+            raise CheckpointError(f"{setting}={path}: the directory has no checkpoints/step-<step>.ckpt")
+        return _newest_whole(candidates, f"{setting}={path}")
     if not found.is_file():
         raise CheckpointError(f"{setting}={path}: no such file or run directory")
     return found
 
 
+def _newest_whole(candidates: list[Path], setting: str) -> Path:
+    """The first that is undamaged; raises CheckpointError where none is."""
+    for candidate in candidates:
+        found = damage(candidate)
+        if not found:
+            return candidate
+        log.warning("warning: checkpoint %s is damaged (%s); going back to the one before", candidate, found)
+    raise CheckpointError(f"{setting}: all its checkpoints are damaged ({', '.join(c.name for c in candidates)})")
+
+
 def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> dict[str, Any]:
-    """Content of a checkpoint written by ``train``, on the CPU: plain values and tensors, checksums verified."""
+    """Content of a checkpoint written by ``train``, on the CPU: plain values and tensors, checksums verified.
+
+    Whoever wrote the file, what comes back may be used: it was read with ``weights_only=True``, tensors and values are
+    no more than a file of its size can hold, and the nodes of its configuration that ``load_model``, ``sample`` and
+    ``evaluate`` build name nothing but parts of this project. Raises CheckpointError otherwise.
+    """
     found = find_checkpoint(path, setting)
     try:
-        with zipfile.ZipFile(found) as archive:  # torch.load itself ignores the checksums
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{setting}={found}: the file is damaged (checksum of {damaged})")
-        checkpoint = torch.load(found, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{setting}={found}: not a checkpoint, or a damaged one ({first_line(error)})") from error
+        wrong = damage(found)
+        if wrong:
+            raise ValueError(wrong)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused in the next line
+            checkpoint = torch.load(found, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{setting}={found}: refused, it holds more than tensors and plain values") from error
+    except Exception as error:  # foreign files fail in pickle, zip or torch
+        reason = f"not a checkpoint, or a damaged one ({first_line(error)})"
+        raise CheckpointError(f"{setting}={found}: {reason}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
         raise CheckpointError(f"{setting}={found}: not written by this project (no config or no weights in it)")
+    try:
+        _check_content(checkpoint, found.stat().st_size)
+        check_config(checkpoint["config"])
+        OmegaConf.create(checkpoint["config"])
+    except (RecursionError, OmegaConfBaseException) as error:  # OmegaConf parses every string that was typed
+        raise CheckpointError(f"{setting}={found}: refused, its config is malformed ({first_line(error)})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{setting}={found}: refused, it {error}") from error
     return checkpoint
 
 
+def _check_content(checkpoint: dict[str, Any], size: int) -> None:
+    """Raise ValueError unless weights are named tensors, and all tensors ordinary ones that ``size`` bytes can hold."""
+    total = 0
+    for value in values(checkpoint, MAX_CONTENT):
+        if isinstance(value, Tensor):
+            known = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized
+            if not known or value.device.type != "cpu":
+                raise ValueError("holds a tensor of a kind that is not trained here")
+            total += value.nbytes
+    if total > SHARING * size:
+        raise ValueError(f"claims {total} bytes of tensors in a file of {size}")
+    for weights in (checkpoint["state_dict"], checkpoint.get("ema", {})):
+        named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+        if not named or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("holds weights that are not tensors with names")
+    if not isinstance(checkpoint.get("global_step"), int):
+        raise ValueError("does not say after which step it was written")
+
+
 def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel:
-    """Build the model that ``node`` describes (a plain dict with ``_target_``) and load the checkpoint's weights."""
-    _refuse_foreign(node)
+    """Build the model that ``node`` describes (as in the checkpoint's config) and load the checkpoint's weights.
+
+    checkpoint: as ``read_checkpoint`` returned it. Raises CheckpointError where the two do not fit.
+    """
     try:
-        model = instantiate(OmegaConf.create(node), _convert_="all")
+        with _no_larger_than(checkpoint["state_dict"]):
+            model = instantiate(OmegaConf.create(node), _convert_="all")
     except ProjectError:
         raise
     except Exception as error:
@@ -73,8 +134,32 @@ def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel
         if isinstance(cause, ProjectError):
             raise cause from error
         raise CheckpointError(f"the model of the checkpoint cannot be built: {first_line(cause)}") from error
+    if not isinstance(model, GenerativeModel):
+        raise CheckpointError(f"the checkpoint describes {shown(type(model).__name__)}, which is no model")
     load_weights(model, checkpoint)
     return model.eval()
+
+
+@contextmanager
+def _no_larger_than(weights: dict[str, Tensor]) -> Iterator[None]:
+    """Raise CheckpointError as soon as the modules made in the block have many more parameters than ``weights``.
+
+    Their memory is reserved by then, but nothing is written into it yet.
+    """
+    held = sum(value.numel() for value in weights.values())
+    left = SPARE * held
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= max(1, parameter.numel())
+        if left < 0:
+            raise CheckpointError(f"the checkpoint holds another model: its config describes more than {held} weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
@@ -83,39 +168,11 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     weights |= checkpoint.get("ema", {})
     own = model.state_dict()
-    wrong = [
-        k for k in own.keys() | weights.keys() if k not in own or k not in weights or own[k].shape != weights[k].shape
-    ]
+    expected, found = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in (own, weights))
+    wrong = [k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]
     if wrong:
         raise CheckpointError(
-            f"the checkpoint holds another model ({checkpoint['config']['model'].get('_target_')}): "
-            f"{len(wrong)} of {len(own)} weights are missing, unknown or of another shape, first {min(wrong)}"
+            f"the checkpoint holds another model ({shown(checkpoint['config']['model'].get('_target_'))}): "
+            f"{len(wrong)} of {len(own)} weights are missing, unknown or of another shape, first {shown(min(wrong))}"
         )
     model.load_state_dict(weights)
-
-
-def _refuse_foreign(node: object) -> None:
-    """Raise CheckpointError unless every ``_target_`` is the canonical name of something of ours that builds models."""
-    if isinstance(node, dict):
-        if "_target_" in node and not _is_ours(node["_target_"]):
-            raise CheckpointError(
-                f"refused checkpoint: it wants to build {node['_target_']!r}, which is not a model part"
-            )
-        for value in node.values():
-            _refuse_foreign(value)
-    elif isinstance(node, list):
-        for value in node:
-            _refuse_foreign(value)
-    elif isinstance(node, str) and "${" in node:
-        raise CheckpointError(f"refused checkpoint: its config has an unresolved value {node!r}")
-
-
-def _is_ours(target: object) -> bool:
-    parts = str(target).split(".")
-    if len(parts) < 3 or parts[0] != "src" or parts[1] not in BUILDABLE:
-        return False
-    try:
-        module = importlib.import_module(".".join(parts[:-1]))
-    except ImportError:
-        return False
-    return getattr(getattr(module, parts[-1], None), "__module__", None) == module.__name__

@@ -15,8 +15,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     """The metric card of the model at ``ckpt_path``: samples, likelihood, latents and losses, with their context.
 
     Uses the averaged weights where the run has them. Writes ``evaluation.json`` and ``evaluation.md`` (``output``,
-    default: the run directory, or beside the file), tells the loggers and returns the numbers; names say what they
-    are, as in ``test/fid_classifier_360``. What the model cannot do is left out with one line.
+    default: the run directory, or beside the file; earlier ones are set aside), tells the loggers and returns the
+    numbers; names say what they are, as in ``test/fid_classifier_360``. What the model cannot do is left out with one
+    line.
     """
     from pathlib import Path
 
@@ -26,7 +27,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     from src.runtime.past_runs import run_of
 
     path = find_checkpoint(cfg.ckpt_path).resolve()
-    output = Path(cfg.output or run_of(path))
+    output = Path(cfg.output).expanduser() if cfg.output else run_of(path)
     evaluation = Evaluation(cfg, read_checkpoint(path), path, output)
     card = evaluation.card()
     if evaluation.trainer.is_global_zero:

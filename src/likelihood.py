@@ -52,7 +52,7 @@ class Bernoulli(Likelihood):
     def log_mass(self, output: Tensor, x: Tensor) -> Tensor:
         """``log_prob``; raises ValueError where x is not binarised, as that is no probability."""
         if not (x.abs() == 1).all():
-            raise ValueError("Bernoulli is a likelihood of bits only: dataset.binarize=dynamic or static")
+            raise ValueError("Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static")
         return self.log_prob(output, x)
 
     def mean(self, output: Tensor) -> Tensor:
@@ -102,10 +102,13 @@ class Logistic(Likelihood):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        require(isinstance(channels, int) and channels >= 1, "channels", channels, "must be an integer >= 1")
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log(cdf(x + 1/255) - cdf(x - 1/255)), summed over pixels, computed in logarithms throughout."""
+        channels = len(self.log_scale)
+        require(x.shape[1] == channels, "likelihood.channels", channels, f"the images have {x.shape[1]} channels")
         inverse_scale = (-self.log_scale.clamp(min=-7.0)).exp()
         upper = (x - output + 1 / 255) * inverse_scale
         lower = (x - output - 1 / 255) * inverse_scale

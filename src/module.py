@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.dataset.base import Batch
-from src.errors import NonFiniteError
 from src.model.base import GenerativeModel
 from src.noise import generators, mix
 
@@ -21,7 +20,6 @@ class GenerativeModule(pl.LightningModule):
     """Trains any GenerativeModel on its own loss; logs ``train/*`` per step, ``val/*`` and ``test/*`` per epoch.
 
     optimizer: parameters -> Optimizer. lr_schedule: (optimizer, total_steps) -> LRScheduler stepped per optimiser step.
-    Raises NonFiniteError when a training loss is NaN or infinite.
     """
 
     def __init__(
@@ -38,17 +36,7 @@ class GenerativeModule(pl.LightningModule):
         """Loss of one batch; dropout is keyed like all other noise."""
         self.model.step = self.global_step
         torch.manual_seed(mix(batch.seeds[0], "dropout"))
-        loss = self._losses(batch, "train")["loss"]
-        # Off the CPU, reading the loss waits for the device: do it only where logging does so anyway, and at the end.
-        step, total = self.global_step, self.trainer.estimated_stepping_batches
-        seen = loss.device.type == "cpu" or step % self.trainer.log_every_n_steps == 0 or step + 1 >= total
-        if seen and not loss.isfinite():
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise NonFiniteError(
-                f"train/loss={loss.item()} at step {self.global_step} (optimizer.lr={rate:g}): training diverged; "
-                "lower optimizer.lr, set trainer.gradient_clip_val, or use trainer.precision=32-true"
-            )
-        return loss
+        return self._losses(batch, "train")["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses of the validation split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ def train(cfg: DictConfig) -> float | None:
     """
     from contextlib import nullcontext
 
+    from src.callback.checkpoint import Checkpoint
     from src.runtime.assemble import assemble
+    from src.runtime.interruption import INTERRUPTION
     from src.runtime.loggers import close_wandb, loggers_of
     from src.runtime.run import run_directory
 
@@ -31,13 +34,15 @@ def train(cfg: DictConfig) -> float | None:
     first = trainer.is_global_zero
     with run_directory(cfg, config, resumed=start.resumes) if first else nullcontext():
         try:
-            trainer.loggers = loggers_of(cfg, config)
+            trainer.loggers = loggers_of(cfg, config, start.step)
             start.warn_if_done(trainer.max_steps)
             begin_fit = time.monotonic()
             trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
+            INTERRUPTION.leave_if_requested()
             seconds = time.monotonic() - begin_fit
             images = (trainer.global_step - start.step) * data.global_batch_size
-            cost = {"train_seconds": seconds, "images_per_second": images / seconds}
+            earlier = sum(callback.seconds for callback in trainer.callbacks if isinstance(callback, Checkpoint))
+            cost = {"train_seconds": earlier + seconds, "images_per_second": images / seconds}
             return _finish(cfg, trainer, module, begin, cost)
         finally:
             close_wandb()
@@ -55,6 +60,7 @@ def _finish(
 
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["step"] = trainer.global_step
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # Lightning forgets it where a fit is over
     for judge in (trainer.validate, trainer.test):  # the last validation of the fit may be some steps old
         judge(module, trainer.datamodule, verbose=False)
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
@@ -62,7 +68,8 @@ def _finish(
     metrics |= cost | {"seconds": time.monotonic() - begin}
     if trainer.is_global_zero:
         run_dir = Path(cfg.run_dir)
-        write_json(run_dir / "metrics.json", metrics)
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        write_json(run_dir / "metrics.json", finite)
         draw_curves(read_history(run_dir), run_dir / "samples" / "curves.png")
         log_outcome(trainer.loggers, run_dir)
         show_summary(run_dir, metrics)

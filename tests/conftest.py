@@ -15,6 +15,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from runs import words
+from zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -37,11 +39,13 @@ class Outcome(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory) -> Path:
-    """Cache of trained feature networks, shared by the processes of the suite."""
+    """Cache of trained feature networks, shared by the processes of the suite, and the default of all commands."""
     base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    os.environ["XDG_CACHE_HOME"] = str(base)
+    return base / "genbench"
 
 
 @pytest.fixture
@@ -49,6 +53,8 @@ def small(cache_dir) -> list[str]:
     """Overrides that make a run a matter of seconds."""
     return [
         "trainer=debug",
+        "callback.preflight=null",
+        *("trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.limit_train_batches=1"),
         "logger=csv",
         "dataset.global_batch_size=16",
         f"cache_dir={cache_dir}",
@@ -92,3 +98,26 @@ def cli(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory):
+    """Starts commands by forking a process that has imported everything."""
+    made = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def unbroken(zygote, tmp_path_factory):
+    """(model, variant) -> the run directory of a run that nothing happened to, made once."""
+    known = {}
+
+    def run(model, variant):
+        if (model, variant) not in known:
+            known[model, variant] = tmp_path_factory.mktemp("unbroken") / f"{model}-{variant}"
+            done = zygote.run("train", *words(model, variant), f"hydra.run.dir={known[model, variant]}")
+            assert done.code == 0, done.err
+        return known[model, variant]
+
+    return run

@@ -1,6 +1,6 @@
 """Faults for runs under test: a callback that kills, stops, stalls or poisons its own process at a chosen place.
 
-``PYTHONPATH=tests python -m src.train '+callback.fault={_target_: faults.Fault, step: 7, where: batch_end, what: kill}'``
+``PYTHONPATH=tests python -m src.train '+callback.fault={_target_:faults.Fault,step:7,where:batch_end,what:kill}'``
 """
 
 import os
@@ -10,8 +10,11 @@ import time
 import pytorch_lightning as pl
 import torch
 
+from src.runtime.data import Batches
+
 WHERE = (
     "batch_start",
+    "after_backward",
     "before_step",
     "batch_end",
     "validation_start",
@@ -19,6 +22,8 @@ WHERE = (
     "validation_end",
     "save",
     "link",
+    "loading",
+    "test_start",
 )
 
 
@@ -31,14 +36,23 @@ class Fault(pl.Callback):
 
     def setup(self, trainer, pl_module, stage):
         self.trainer = trainer
-        if stage != "fit" or self.where not in ("save", "link"):
+        if stage != "fit" or self.where not in ("save", "link", "loading"):
+            return
+        if self.where == "loading":
+            load = Batches.__getitem__
+
+            def slow(batches, key):
+                self._strike("loading")
+                return load(batches, key)
+
+            Batches.__getitem__ = slow
             return
         if self.where == "save":
             write = torch.save
 
             def half(content, path, *more, **settings):
                 write(content, path, *more, **settings)
-                if trainer.global_step >= self.step:
+                if self.what == "kill" and trainer.global_step >= self.step:
                     os.truncate(path, os.path.getsize(path) // 2)
                 self._strike("save")
 
@@ -52,8 +66,13 @@ class Fault(pl.Callback):
 
             os.link = before_link
 
-    def on_train_batch_start(self, *_):
+    def on_train_batch_start(self, trainer, pl_module, batch, *_):
+        self.poisoned = batch.x
         self._strike("batch_start")
+
+    def on_after_backward(self, trainer, pl_module):
+        self.poisoned = next(pl_module.parameters()).grad
+        self._strike("after_backward")
 
     def on_before_optimizer_step(self, *_):
         self._strike("before_step")
@@ -73,14 +92,17 @@ class Fault(pl.Callback):
         if trainer.state.fn == "fit":
             self._strike("validation_end")
 
+    def on_test_start(self, *_):
+        self._strike("test_start")
+
     def _strike(self, where):
         if where != self.where or self.trainer.global_step < self.step or self.trainer.global_rank != self.rank:
             return
         self.where = None
         if self.what == "sleep":
+            print("fault: sleep", flush=True)
             time.sleep(60)
-        elif self.what == "nan":
-            with torch.no_grad():
-                next(self.trainer.lightning_module.parameters()).grad.fill_(float("nan"))
+        elif self.what == "poison":
+            self.poisoned.view(-1)[0] = float("nan")
         else:
             os.kill(os.getpid(), getattr(signal, f"SIG{self.what.upper()}"))

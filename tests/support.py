@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 
 from src.beta import Constant
 from src.likelihood import Gaussian
+from src.metric.frechet import covariance_part
 from src.model.ae import AutoEncoder
 from src.model.diffusion import Diffusion
 from src.model.vae import VAE
@@ -48,6 +49,12 @@ def build(group, option, T=1000, shape=SHAPE, **settings):
 
 def schedule_of(option, T=1000, **settings):
     return build("schedule", option, num_timesteps=T, **settings)
+
+
+def expected_bias(cov, n, m):
+    """E[d^2] of n and m samples of one Gaussian, to first order: c [5/4 sum l_i + 1/2 sum_ij l_i l_j / (l_i + l_j)]."""
+    values = torch.linalg.eigvalsh(cov.double()).clamp(min=0)
+    return float(values.sum()) * (1 / n + 1 / m) + covariance_part(values, n, m)[0]
 
 
 def seeded(seed=0):

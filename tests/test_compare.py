@@ -145,9 +145,10 @@ def test_best_follows_the_direction(run, tmp_path):
 @pytest.mark.parametrize(
     ("sign", "names"),
     [
-        (-1, "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 memorised_classifier_360"),
-        (1, "precision_classifier_360 recall_x density_x coverage_x inception_score_x sap dci_disentanglement"),
-        (1, "factor_vae_score beta_vae_score psnr_compressed accuracy"),
+        (-1, "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 bits_per_dim nats_static"),
+        (1, "precision_classifier_360 recall_x coverage_x inception_score_x sap dci_disentanglement"),
+        (1, "factor_vae_score beta_vae_score psnr_compressed accuracy log_likelihood"),
+        (0, "memorised_classifier_360 density_classifier_10k"),  # an honest model has 0.05 and 1
         (0, "loss elbo kl accuracy_of_classifier fid_floor_classifier_10k active_units rate confident_classifier"),
     ],
 )
@@ -172,6 +173,29 @@ def test_what_was_not_measured_alike_is_never_ranked(cli, run, tmp_path):
     assert compared(tmp_path).best("test/mig") == set()
     line = "not comparable: dataset differs (digits: diffusion cosine, diffusion linear; shapes: vae)"
     assert line in cli("compare", ".").out
+
+
+def test_effort_is_told_and_forbids_a_ranking_only_where_it_changes_the_meaning(cli, run, tmp_path):
+    bound, flow = "test/bits_per_dim", "test/bits_per_dim_flow"
+    for name, steps in (("a", 50), ("b", 100)):
+        details = {bound: {"context": {"timesteps": steps, "estimate": f"vlb_{name}", "seed": steps}}}
+        details |= {flow: {"context": {"flow_steps": steps, "estimate": "flow"}}}
+        words = ("schedule=linear",) if name == "b" else ()
+        run(
+            name,
+            *words,
+            numbers={bound: steps, flow: steps},
+            details=details,
+            context={"overrides": [f"output={name}"]},
+        )
+    found = compared(tmp_path)
+    assert (found.best(bound), found.best(flow)) == ({0}, set())
+    assert found.obstacles(flow).keys() == {"flow_steps"}
+    assert cli("compare", ".").code == 0
+    page = (tmp_path / "comparison.md").read_text()
+    assert f"- timesteps 50, 100, estimate vlb_a, vlb_b: `{bound}`" in page
+    assert "not comparable: flow_steps differs (50: diffusion cosine; 100: diffusion linear): " + flow in page
+    assert "output=a" not in page
 
 
 @pytest.mark.parametrize("changed", [{"n_real": 7}, {"key": "xyz"}])

@@ -94,7 +94,7 @@ def test_evaluation_keeps_order_and_noise_for_any_number_of_ranks():
 
 def test_flips_are_per_image_and_about_half():
     plan = TrainPlan(400, 0, 400, (1, 1, 0))
-    batches = Batches(some_images(200), 0, flip=True, binarize=None)
+    batches = Batches(some_images(200), "train", flip=True, binarize=None)
     x = batches[([i % 200 for i in range(400)], list(range(400)))].x
     flipped = x[:, 0, 0, 0] == 1  # the bright column is on the left
     assert 140 < flipped.sum() < 260
@@ -106,18 +106,42 @@ def test_binarised_images_are_bits_with_the_pixel_as_probability():
     data = ImageData(torch.full((2000, 1, 2, 2), 64, dtype=torch.uint8))
     everything = (list(range(2000)), list(range(2000)))
     other = (list(range(2000)), list(range(2000, 4000)))
-    dynamic, static = (Batches(data, 0, False, how) for how in ("dynamic", "static"))
+    dynamic, static = (Batches(data, "train", False, how) for how in ("dynamic", "static"))
     assert set(dynamic[everything].x.unique().tolist()) == {-1.0, 1.0}
     assert abs(float((dynamic[everything].x > 0).float().mean()) - 64 / 255) < 0.02
     assert not torch.equal(dynamic[everything].x, dynamic[other].x)
     assert torch.equal(static[everything].x, static[other].x)
 
 
+def test_static_bits_are_those_of_the_data_and_dynamic_ones_of_the_seed():
+    def bits(how, split="test", seed=0):
+        data = ImageDataModule(lambda split: some_images(), (1, 2, 3), 4, seed=seed, binarize=how)
+        return data.batch(split, range(40)).x
+
+    assert torch.equal(bits("static"), bits("static", seed=1))
+    assert not torch.equal(bits("static"), bits("static", split="train"))  # the same images with other uniforms
+    assert torch.equal(bits("dynamic"), bits("dynamic"))
+    assert not torch.equal(bits("dynamic"), bits("dynamic", seed=1))
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 5), (5, 1), (2, 7), (1, 13), (30, 2)])
+def test_evaluation_loaders_serve_any_number_of_ranks(accumulate, world):
+    """12 images do not divide by 5; of 13 ranks each still gets batches."""
+    seen = []
+    for rank in range(world):
+        data = module(accumulate=accumulate, world=world, rank=rank)
+        for loader in (data.val_dataloader(), data.test_dataloader()):
+            batches = list(loader)
+            assert max(len(batch.x) for batch in batches) == max(1, 12 // accumulate // world)
+        seen += [index for batch in batches for index in batch.label.tolist()]
+    assert sorted(seen) == list(range(40))
+
+
 def test_creating_an_iterator_draws_nothing_from_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    list(ResumableLoader(Batches(some_images(), 0, False, None), TrainPlan(40, 0, 10, (1, 1, 0)), 0))
+    list(ResumableLoader(Batches(some_images(), "train", False, None), TrainPlan(40, 0, 10, (1, 1, 0)), 0))
     assert torch.equal(torch.rand(1), expected)
 
 

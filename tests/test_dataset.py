@@ -3,10 +3,15 @@
 import gzip
 import hashlib
 import importlib
+import io
 import math
+import os
 import pickle
+import resource
 import struct
+import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -426,15 +431,74 @@ def test_corrupt_image_is_named_when_it_is_touched(tmp_path):
         images[torch.arange(len(images))]
 
 
-def test_foreign_and_huge_images_are_refused(tmp_path, monkeypatch):
-    picture().save(tmp_path / "gif.png", format="GIF")
-    with pytest.raises(DataError, match="cannot identify"):
-        image_folder.read_image(str(tmp_path / "gif.png"), 8, 3)
-    picture(width=20, height=16).save(tmp_path / "large.png")
-    for limit in (300, 100):  # above the limit PIL warns, above twice the limit it raises
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match=r"large\.png: Image size \(320 pixels\) exceeds"):
-            image_folder.read_image(str(tmp_path / "large.png"), 8, 3)
+def refused(path, message):
+    with pytest.raises(DataError, match=f"cannot read image {path}: .*{message}"):
+        image_folder.read_image(str(path), 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "EPS", "PCX", "PPM", "TGA", "ICNS"])
+def test_other_formats_are_refused_whatever_they_are_called(kind, tmp_path):
+    picture(mode="RGB").save(tmp_path / "a.png", format=kind)
+    refused(tmp_path / "a.png", "cannot identify")
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize(
+    ("side", "message"), [(13_000, "13000 x 13000 pixels are more than"), (40_000, "exceeds limit")]
+)
+def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(side, message, tmp_path):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(side // 8 + 1) * 100)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "bomb.png", message)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
+
+
+def test_images_up_to_the_limit_are_read(tmp_path, monkeypatch, recwarn):
+    picture(width=20, height=16).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # of PIL, which warns above it: ours counts
+    monkeypatch.setattr(image_folder, "MAX_PIXELS", 320)
+    assert image_folder.read_image(str(tmp_path / "a.png"), 8, 3).shape == (3, 8, 8)
+    monkeypatch.setattr(image_folder, "MAX_PIXELS", 319)
+    refused(tmp_path / "a.png", "20 x 16 pixels are more than 319")
+    assert not recwarn.list
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would never end
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "page.png").write_text("<html>")
+    for name, message in (("pipe", "no ordinary file"), ("lost", "gone"), ("zero", "no ordinary file"), ("page", "")):
+        refused(tmp_path / f"{name}.png", message)
+
+
+@pytest.mark.parametrize("links", [{"a/b": "."}, {"a/b": "a"}, {"a/x": "b", "b/y": "a"}])
+def test_folders_that_hold_themselves_are_an_error(links, tmp_path):
+    """Two such links would make 2**40 paths."""
+    for name in "a", "b":
+        write_pictures(tmp_path / name, 3)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "b")  # the same images twice: why not
+    assert len(image_folder._find_images(tmp_path)) == 9
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(DataError, match="leads back to a folder that it is in"):
+        image_folder.load(str(tmp_path), "train")
+
+
+def test_an_archive_of_another_content_is_never_unpacked(tmp_path):
+    """torchvision extracts without looking at names, but only what has the published MD5."""
+    with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
+        for name in ("../escaped", str(tmp_path / "absolute"), f"{CIFAR10.base_folder}/data_batch_1"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        cifar10.load(str(tmp_path), "train")
+    assert [path.name for path in tmp_path.iterdir()] == [CIFAR10.filename]
+    assert not (tmp_path.parent / "escaped").exists()
 
 
 def test_folder_errors_say_what_is_wrong(tmp_path):

@@ -241,8 +241,12 @@ def test_accuracies_have_a_standard_error():
     result = scores(rotated() + 0.5 * noise(NUM_FACTORS))
     for name in ("factor_vae_score", "beta_vae_score"):
         share = result[name].value
-        assert result[name].error == pytest.approx(np.sqrt(share * (1 - share) / 1000))
+        assert result[name].error == pytest.approx(np.sqrt(share * (1 - share) / 1000), rel=0.01)
     assert 0 < result["dci_informativeness"].error < 0.02
+    perfect = scores(PERFECT)
+    for name in ("factor_vae_score", "beta_vae_score", "dci_informativeness"):
+        assert (perfect[name].value, perfect[name].error) == (1, pytest.approx(0.5 / 1001))
+    assert perfect["mig"].context["n_images"] == len(GRID)
 
 
 @pytest.mark.parametrize("wrong", [{"num_train": 99}, {"num_eval": 0}, {"batch_size": 1}])

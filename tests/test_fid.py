@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from support import expected_bias
 
+from src.metric import frechet
 from src.metric.base import Reference, Samples
 from src.metric.fid import Fid, bias_and_error
-from src.metric.frechet import Moments, covariance_part, eigen, expected_bias, frechet_distance, overlap
+from src.metric.frechet import Moments, coupling, covariance_part, distance
 from src.noise import generator
 
 DEVIATIONS = torch.logspace(0, -0.5, 16, dtype=torch.float64)
@@ -18,7 +20,7 @@ def repeated(scale, shift, num_real, num_fake, repeats):
     def draw(num):
         return torch.randn(num, len(DEVIATIONS), generator=random, dtype=torch.float64) * DEVIATIONS
 
-    found = [Fid()(Samples(Reference.of(draw(num_real)), scale * draw(num_fake) + shift)) for _ in range(repeats)]
+    found = [Fid()(Samples(Reference(draw(num_real)), scale * draw(num_fake) + shift)) for _ in range(repeats)]
     values = torch.tensor([[each["fid"].value, each["fid_corrected"].value or 0] for each in found])
     return values, torch.tensor([each["fid"].error for each in found])
 
@@ -77,8 +79,8 @@ def test_error_uses_the_derivative_of_the_distance():
 
     ones = [torch.ones(len(z), dtype=torch.float64) for z in (x, y)]
     sides = (
-        (lambda weights: frechet_distance(*moments(x, weights), *moments(y, ones[1])), 200),
-        (lambda weights: frechet_distance(*moments(x, ones[0]), *moments(y, weights)), 150),
+        (lambda weights: distance(Moments(*moments(x, weights)), Moments(*moments(y, ones[1]))), 200),
+        (lambda weights: distance(Moments(*moments(x, ones[0])), Moments(*moments(y, weights))), 150),
     )
     first_order = 0.0
     for of, n in sides:
@@ -86,39 +88,49 @@ def test_error_uses_the_derivative_of_the_distance():
         slopes = torch.stack([of(1 + step) - of(1 - step) for step in steps]) / 2e-5
         first_order += float(slopes.var()) * n
     a, b = Moments.of(x), Moments.of(y)
-    _, second_order = covariance_part(eigen(overlap(a, b))[0].sqrt(), 200, 150)
+    _, second_order = covariance_part(coupling(a, b)[0], 200, 150)
     second_order += 2 * float((a.cov / 200 + b.cov / 150).square().sum())
-    _, error = bias_and_error(Reference.of(x), Reference.of(y))
+    _, error = bias_and_error(Reference(x), Reference(y), *coupling(a, b))
     assert error**2 == pytest.approx(first_order - second_order, rel=0.03)  # weights count n, the covariance n - 1
 
 
 def test_corrected_needs_four_images_per_feature_on_both_sides():
     x = torch.randn(400, 8, generator=generator("few"))
-    real = Reference.of(x[:200])
+    real = Reference(x[:200])
     few = Fid()(Samples(real, x[200:231]))
     assert few["fid_corrected"].value is None
     assert few["fid_corrected"].reason == "needs N >= 4 d = 32 images, there are 31 generated"
     assert few["fid"].value > 0
     enough = Fid()(Samples(real, x[200:232]))
     assert enough["fid"].value - enough["fid_corrected"].value == pytest.approx(enough["fid_corrected"].context["bias"])
-    other = Fid()(Samples(Reference.of(x[:31]), x[200:]))
+    other = Fid()(Samples(Reference(x[:31]), x[200:]))
     assert other["fid_corrected"].reason.endswith("there are 31 real")
 
 
 def test_floor_is_the_distance_of_the_held_out_images():
     x = torch.randn(300, 4, generator=generator("floor"))
-    real = Reference.of(x[:100])
+    real = Reference(x[:100])
     found = Fid()(Samples(real, x[100:200] * 2, held_out=x[200:]))
-    assert "fid_floor" not in Fid()(Samples(real, x[100:200]))
-    assert found["fid_floor"].value == Fid()(Samples(real, x[200:]))["fid"].value
-    assert found["fid_floor"].context == {"n_real": 100, "n_held_out": 100}
+    assert tuple(found) == Fid.names
     assert found["fid"].context == {"n_real": 100, "n_fake": 100}
     assert {type(each.value) for each in found.values()} == {float}
+    floor = Fid().floor(real, Reference(x[200:]))
+    generated = Fid()(Samples(real, x[200:]))["fid"]
+    assert (floor.value, floor.error) == (generated.value, generated.error)
+
+
+def test_a_pair_of_covariances_is_decomposed_once(monkeypatch):
+    x = torch.randn(300, 4, generator=generator("once"))
+    real, decomposed, eigen = Reference(x[:100]), [], frechet.eigen
+    assert real.moments.root.shape == (4, 4)
+    monkeypatch.setattr(frechet, "eigen", lambda matrix: decomposed.append(matrix) or eigen(matrix))
+    Fid()(Samples(real, x[100:200]))
+    assert len(decomposed) == 1
 
 
 def test_collapsed_images_have_a_distance():
     x = torch.randn(100, 4, generator=generator("collapsed"), dtype=torch.float64)
-    found = Fid()(Samples(Reference.of(x), torch.ones(50, 4)))
+    found = Fid()(Samples(Reference(x), torch.ones(50, 4)))
     assert found["fid"].value == pytest.approx(float((x.mean(0) - 1).square().sum() + x.T.cov().trace()))
     assert found["fid_corrected"].context["bias"] == pytest.approx(float(x.T.cov().trace()) / 100)
     assert found["fid"].error > 0

@@ -23,6 +23,7 @@ MEASURES = {
     "inception_score": InceptionScore(num_splits=4),
 }
 NAMES = (*Fid.names, *Kid.names, *Neighbours.names, *Memorised.names, *InceptionScore.names)
+WITH_FLOOR = (*Fid.names, Fid.floor_name, *NAMES[len(Fid.names) :])
 
 
 def draws(key, num, dim=4):
@@ -31,7 +32,7 @@ def draws(key, num, dim=4):
 
 def samples(fake, classes=5):
     probabilities = (3 * draws("logits", len(fake), classes)).softmax(dim=1)
-    return Samples(Reference.of(draws("real", 100)), fake, draws("held_out", 60), probabilities)
+    return Samples(Reference(draws("real", 100)), fake, draws("held_out", 60), probabilities)
 
 
 @pytest.mark.parametrize("num_splits", [1, 7])
@@ -51,31 +52,33 @@ def test_inception_score_between_its_bounds():
 
 def test_inception_score_does_not_depend_on_a_sorting_by_class():
     by_class = torch.eye(10).repeat_interleave(100, dim=0)
-    found = InceptionScore(num_splits=10)(Samples(Reference.of(draws("real", 9)), draws("fake", 1000), None, by_class))
+    found = InceptionScore(num_splits=10)(Samples(Reference(draws("real", 9)), draws("fake", 1000), None, by_class))
     assert found["inception_score"].value > 9  # splits in order would give 1
     assert found["inception_score"].error_kind == "sd over 10 splits"
 
 
 def test_confident_is_the_share_above_the_threshold():
     probabilities = torch.tensor([[0.95, 0.05], [0.9, 0.1], [0.2, 0.8], [0.02, 0.98]], dtype=torch.float64)
-    given = Samples(Reference.of(draws("real", 9)), draws("fake", 4), None, probabilities)
+    given = Samples(Reference(draws("real", 9)), draws("fake", 4), None, probabilities)
     found = InceptionScore(num_splits=1)(given)
-    assert (found["confident"].value, found["confident"].error) == (0.5, 0.25)
+    assert (found["confident"].value, found["confident"].error) == (0.5, 5**0.5 / 10)  # sqrt(4 / 4 + 1 / 4) / 5
     assert found["inception_score"].error is None
     assert InceptionScore(num_splits=1, threshold=0.5)(given)["confident"].value == 1
 
 
 def test_features_without_a_classifier_have_no_inception_score():
-    found = InceptionScore()(Samples(Reference.of(draws("real", 9)), draws("fake", 4)))
+    found = InceptionScore()(Samples(Reference(draws("real", 9)), draws("fake", 4)))
     assert {each.reason for each in found.values()} == {"the features are not a classifier's"}
     assert {each.value for each in found.values()} == {None}
+    assert {each.applies for each in found.values()} == {False}
 
 
 def test_all_measures_together():
     metrics = GenerationMetrics(MEASURES)
     found = metrics(samples(draws("fake", 50)))
     assert metrics.active
-    assert tuple(found) == metrics.names == NAMES
+    assert tuple(found) == NAMES
+    assert metrics.names == WITH_FLOOR
     assert {type(each.value) for each in found.values()} == {float}
     assert all(each.context["n_real"] == 100 for name, each in found.items() if name not in InceptionScore.names)
 
@@ -89,6 +92,8 @@ def test_non_finite_images_have_no_number_but_a_reason(bad):
     assert {each.value for each in found.values()} == {None}
     assert {each.reason for each in found.values()} == {"features of the generated images hold NaN or infinite values"}
     assert found["kid"].context == {"n_real": 100, "n_fake": 50}
+    few = GenerationMetrics({"kid": Kid(max_images=20)})(samples(fake))["kid"]
+    assert few.context == {"n_real": 20, "n_fake": 20}  # as it would have been
     given = samples(draws("fake", 50))
     given.probabilities[0, 0] = bad
     assert "probabilities" in GenerationMetrics(MEASURES)(given)["fid"].reason
@@ -113,9 +118,21 @@ def test_collapsed_images_have_what_can_be_had():
     assert found["recall"].value == 0
 
 
+def test_floors_need_no_generated_images():
+    metrics, real = GenerationMetrics(MEASURES), Reference(draws("real", 100))
+    found = metrics.floors(real, Reference(draws("held_out", 60)))
+    assert set(found) == {"fid_floor"}
+    assert found["fid_floor"].value > 0
+    assert found["fid_floor"].context == {"n_real": 100, "n_held_out": 60}
+    alone = metrics.floors(real, Reference(draws("held_out", 1)))["fid_floor"]
+    assert (alone.value, alone.reason) == (None, "a covariance needs 2 or more images, it got 1")
+    assert alone.context["n_held_out"] == 1
+    assert GenerationMetrics({"kid": Kid()}).floors(real, real) == {}
+
+
 def test_measures_can_be_switched_off():
     metrics = GenerationMetrics({"fid": Fid(), "kid": None})
-    assert metrics.names == Fid.names
+    assert metrics.names == (*Fid.names, Fid.floor_name)
     for nothing in (None, {}, {"kid": None}):
         metrics = GenerationMetrics(nothing)
         assert not metrics.active

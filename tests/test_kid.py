@@ -97,11 +97,11 @@ def test_two_constant_images():
 def test_measure_says_what_it_used():
     real = torch.arange(40.0)[:, None] * torch.ones(3) / 40
     fake = draws("fake", 30, dim=3)
-    found = Kid(max_images=10)(Samples(Reference.of(real), fake))["kid"]
+    found = Kid(max_images=10)(Samples(Reference(real), fake))["kid"]
     assert (found.value, found.error) == kernel_distance(real[::4], fake[:10])  # a data set may be sorted
     assert found.context == {"n_real": 10, "n_fake": 10, "kernel": "(x.y / d + 1)^3"}
     assert type(found.value) is float
-    few = Kid()(Samples(Reference.of(real), fake))["kid"]
+    few = Kid()(Samples(Reference(real), fake))["kid"]
     assert (few.context["n_real"], few.context["n_fake"]) == (40, 30)
 
 

@@ -52,6 +52,7 @@ def test_one_image_by_hand():
     measured = latent_quality(mean, log_var)
     assert measured["kl"].value == pytest.approx(2 + second)
     assert measured["kl"].error == 0
+    assert measured["active_units"].context["n_images"] == 2
     assert measured["kl"].context["kl_per_latent"] == [2.0, round(second, 4)]
 
 

@@ -21,7 +21,7 @@ from src.features.base import CanClassify, HasAccuracy
 from src.features.clip import CLIP
 from src.features.dinov2 import DINOv2
 from src.features.inception import Inception
-from src.features.pretrained import resize
+from src.features.pretrained import Published, resize
 from src.noise import generator
 
 KINDS = {"inception": Inception, "dinov2": DINOv2, "clip": CLIP}
@@ -289,7 +289,7 @@ def test_dinov2_positions_are_read_at_the_published_places():
     torch.testing.assert_close(positions[1:], expected.flatten(0, 1), rtol=1e-3, atol=1e-4)
 
 
-def test_clip_is_torch_fidelitys_where_nothing_is_resized(files, tmp_path):
+def test_clip_is_torch_fidelitys_where_nothing_is_resized(files, tmp_path, monkeypatch):
     whole = Whole()
     whole.load_state_dict(torch.load(files["clip"], weights_only=True))
     archive = tmp_path / "archive.pt"
@@ -298,9 +298,11 @@ def test_clip_is_torch_fidelitys_where_nothing_is_resized(files, tmp_path):
     oracle = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(archive))(images)[0]
     assert float(oracle.std()) > 0.1
     torch.testing.assert_close(CLIP(files["clip"], sha256=None)(images), oracle, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(CLIP(archive, sha256=sha256(archive))(images), oracle, rtol=1e-4, atol=1e-5)
-    with pytest.raises(CheckpointError, match="a TorchScript archive holds code: set features.sha256"):
-        CLIP(archive, sha256=None)
+    for unpublished in (None, sha256(archive)):  # which a checkpoint may say as well
+        with pytest.raises(CheckpointError, match="a TorchScript archive holds code: only the published one"):
+            CLIP(archive, sha256=unpublished)
+    monkeypatch.setattr(clip, "_published", lambda variant: Published("", (), sha256(archive)))
+    torch.testing.assert_close(CLIP(archive)(images), oracle, rtol=1e-4, atol=1e-5)
 
 
 def test_networks_have_the_published_size(small_variants):

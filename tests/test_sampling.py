@@ -1,5 +1,7 @@
 """Samples do not depend on how the work is cut, and a long sampling can be resumed."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from src.errors import ConfigError
 from src.noise import randn
 from src.runtime import ranks
+from src.runtime.interruption import Interrupted
 from src.runtime.sampling import Sampler, Shards
 
 
@@ -104,7 +107,7 @@ def test_an_interrupted_sampling_goes_on_in_its_directory(cli, small, tmp_path, 
         save(shards, block, kept)
         calls.append(block.start)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(Shards, "save", interrupted)
     assert cli("sample", *words, "output=part").code == 130

@@ -10,7 +10,7 @@ from support import bits, images, linear_vae, make_diffusion, make_vae, names, s
 
 from src.bound import variational_bound
 from src.flow import flow_bound
-from src.model.base import CanEncode, CanScore, Effort, HasPosterior
+from src.model.base import CanEncode, CanEstimate, CanScore, Effort, HasPosterior
 from src.noise import generators
 
 EFFORT = Effort(importance_samples=6, chunk=4, timesteps=8, flow_steps=3)
@@ -52,8 +52,9 @@ def test_scores_in_inference_mode_and_with_one_generator(name):
 
 def test_capabilities_of_scoring():
     vae, diffusion = make_vae("bernoulli"), make_diffusion()
-    assert [c for c in (CanScore, CanEncode, HasPosterior) if isinstance(vae, c)] == [CanScore, CanEncode, HasPosterior]
-    assert [c for c in (CanScore, CanEncode, HasPosterior) if isinstance(diffusion, c)] == [CanScore]
+    known = [CanScore, CanEstimate, CanEncode, HasPosterior]
+    assert [c for c in known if isinstance(vae, c)] == known
+    assert [c for c in known if isinstance(diffusion, c)] == known[:2]
     assert (vae.discrete_scale, make_vae().discrete_scale, diffusion.discrete_scale) == ("bits", "8-bit", "8-bit")
     assert torch.equal(vae.encode(bits()), vae.posterior(bits()).mean)
 

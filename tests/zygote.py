@@ -1,4 +1,4 @@
-"""Real processes of the command line in a tenth of a second: forks of one that has imported everything and done nothing.
+"""Real processes of the command line in a tenth of a second: forks of one that has imported everything.
 
 A fork before any tensor was touched behaves like a fresh interpreter, and may be killed like one.
 """
@@ -38,7 +38,12 @@ class Zygote:
 
     def __init__(self, folder):
         self.folder, self.count = Path(folder), 0
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT / "tests"),
+            "OMP_NUM_THREADS": "1",
+            "WANDB_MODE": "offline",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         self.process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

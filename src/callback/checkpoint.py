@@ -50,22 +50,35 @@ class Checkpoint(LastInOrder):
         self.every_steps, self.every_minutes = every_steps, every_minutes
         self.best: float | None = None
         self.validates = False  # whether the state is from before a validation
+        self.seconds = 0.0  # of training before this process
         self._step = self._saved = -1
+        self._limit: int | None = None  # trainer.max_steps while it is lifted
         self._unpublished: Path | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """At its last step Lightning would return at once, and a validation that was cut off would never be run."""
+        loop, step = trainer.fit_loop.epoch_loop, checkpoint["global_step"]
+        if trainer.state.fn == "fit" and 0 < loop.max_steps <= step:
+            self._limit, loop.max_steps = loop.max_steps, step + 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate where the run that is resumed was cut off before or within a validation."""
         INTERRUPTION.listen()
-        self._step, self._time = trainer.global_step, time.monotonic()
+        self._step = trainer.global_step
+        self._time = self._begin = time.monotonic()
         self._saved = self._step if self._step else -1
         if trainer.is_global_zero:
             self.store.clean()
+        loop = trainer.fit_loop.epoch_loop
         if self.validates:
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False
+            loop.val_loop.restarting = False
             trainer.validating = True
-            loop.run()
+            loop.val_loop.run()
             trainer.training = True
+        if self._limit is not None:
+            loop.max_steps = self._limit
         INTERRUPTION.busy, INTERRUPTION.may_leave = True, trainer.world_size == 1
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: object) -> None:
@@ -84,10 +97,9 @@ class Checkpoint(LastInOrder):
         asked, due = _any_rank(trainer, INTERRUPTION.requested is not None, self._is_time(step))
         if asked:
             INTERRUPTION.request()
-            trainer.should_stop = True  # Lightning logs this step, then leaves
         if asked or due or over or self.validates:
             self._save(trainer)
-        INTERRUPTION.may_leave = trainer.world_size == 1
+        INTERRUPTION.may_leave = asked or trainer.world_size == 1  # in the wait for the next batch, after logging
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on nothing is lost by stopping: the state is on the disk and says that a validation follows."""
@@ -126,18 +138,19 @@ class Checkpoint(LastInOrder):
         """A run that was stopped while it waited for data stands at a boundary, which is worth keeping."""
         waited = isinstance(exception, Interrupted) and not INTERRUPTION.busy and trainer.training
         INTERRUPTION.busy = False
-        if waited and trainer.world_size == 1 and trainer.global_step == self._step:
-            if self._step not in (0, self._saved):
+        if waited and trainer.global_step == self._step:
+            if self._step not in (0, self._saved) and trainer.world_size == 1:
                 self._save(trainer)
             self._publish(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, and whether a validation is still to come at this step."""
-        return {"best": self.best, "validates": self.validates}
+        """The best value so far, whether a validation is still to come at this step, and the time that it all took."""
+        seconds = self.seconds + time.monotonic() - self._begin
+        return {"best": self.best, "validates": self.validates, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the checkpoint says."""
-        self.best, self.validates = state_dict["best"], state_dict["validates"]
+        self.best, self.validates, self.seconds = (state_dict[name] for name in ("best", "validates", "seconds"))
 
     def _is_time(self, step: int) -> bool:
         by_steps = self.every_steps is not None and step % self.every_steps == 0

@@ -74,6 +74,7 @@ class Batch(NamedTuple):
     x: Tensor  # (B, C, H, W) float32 in [-1, 1]
     label: Tensor | None  # (B,) long
     seeds: list[int]  # one per image: keys of the noise that the loss draws for it
+    indices: list[int]  # of the images in their split
 
 
 def check_split(split: str) -> None:

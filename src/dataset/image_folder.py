@@ -17,6 +17,7 @@ from src.errors import DataError, require
 from src.noise import mix
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_PIXELS = 64 * 10**6  # of a file: 200 MB decoded; a few hundred kilobytes can hold many more
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # by content: a file of another kind is refused whatever its name
 
 
@@ -64,12 +65,16 @@ class FolderImages:
 def read_image(path: str, image_size: int, channels: int) -> Tensor:
     """One image file as uint8 (channels, image_size, image_size); LANCZOS with PIL's antialias; alpha is dropped.
 
-    Raises DataError naming the file when it is corrupt, truncated, of another format or larger than PIL's limit.
+    Raises DataError naming the file when it is corrupt, truncated, of another format or of more than MAX_PIXELS.
     """
     try:
+        if not os.path.isfile(path):
+            raise DataError("it is gone, or no ordinary file")  # a named pipe would be waited for for ever
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's own limit, which is higher
             with Image.open(path, formats=FORMATS) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise DataError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
                 picture = _convert(opened, "L" if channels == 1 else "RGB")
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
     except MemoryError:
@@ -122,6 +127,10 @@ def _walk(folder: Path) -> Iterator[str]:
 
     for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(current)
+        for link in (here / name for name in folders if (here / name).is_symlink()):
+            if any(link.samefile(above) for above in (here, *here.parents)):
+                raise DataError(f"dataset.root={folder}: {link} leads back to a folder that it is in: remove the link")
         for name in files:
             if not name.startswith("."):  # such as the "._photo.jpg" that macOS leaves on foreign disks
                 yield (Path(current) / name).relative_to(folder).as_posix()

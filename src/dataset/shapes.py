@@ -15,6 +15,7 @@ FACTORS = ("shape", "scale", "orientation", "x", "y")
 FACTOR_SIZES = (3, 4, 8, 8, 8)  # dSprites: (3, 6, 40, 32, 32)
 RADIUS = 0.4  # of the circle around a sprite of scale 1; the image spans [-1, 1], so no sprite is ever cut
 CHUNK = 2**18  # pixels drawn at a time
+MAX_PIXELS = 2**32  # of all images together, one byte each: dSprites has 3.0e9
 
 
 def load(root: str | None, split: str, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES) -> ImageData:
@@ -107,10 +108,14 @@ def _levels(low: float, high: float, num: int) -> Tensor:
 
 
 def _check(image_size: int, factor_sizes: Sequence[int]) -> None:
-    require(image_size >= 8, "image_size", image_size, "an integer of at least 8")
+    whole = isinstance(image_size, int) and image_size >= 8
+    require(whole, "image_size", image_size, "must be an integer >= 8")
     require(
         len(factor_sizes) == len(FACTORS) and min(factor_sizes) >= 1 and factor_sizes[0] <= len(SPRITES),
         "factor_sizes",
         list(factor_sizes),
         f"{len(FACTORS)} integers of at least 1 ({', '.join(FACTORS)}), with at most {len(SPRITES)} shapes",
     )
+    num = math.prod(factor_sizes)
+    fits = num * image_size**2 <= MAX_PIXELS
+    require(fits, "image_size", image_size, f"must keep all {num} images (factor_sizes) below 4 GiB")

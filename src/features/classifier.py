@@ -35,8 +35,8 @@ class Classifier(Features):
     cache_dir: where trained weights are kept, shared by all runs (null: nowhere). num_steps, batch_size: of the
     training, counted in optimiser steps so that its cost does not grow with the data. Each feature has about mean 0 and
     variance 1 over the training data, which gives distances a scale: a collapsed generator is at 64 or beyond.
-    Everything is a function of (images, labels, recipe): training runs on the CPU, with one thread and generators of
-    its own. Where several ranks share a cache, call ``fit`` on one of them first, else all of them train.
+    Training is a function of (images, labels, recipe) on one machine: on the CPU, with one thread and generators of its
+    own. Where several ranks share a cache, call ``fit`` on one of them first, else all of them train.
     """
 
     name = "classifier"
@@ -53,7 +53,7 @@ class Classifier(Features):
 
     @property
     def key(self) -> str:
-        """Hash of images, labels and recipe."""
+        """Hash of images, labels, recipe and what came of them: the weights, whose last bits depend on the machine."""
         self._check_fitted()
         return self._key
 
@@ -62,19 +62,19 @@ class Classifier(Features):
         """Train on uint8 images (N, C, H, W), in memory or lazy, with labels (N,), or load what was trained before."""
         images, labels = _read(images, labels)
         recipe = repr((RECIPE, self.num_features, self.num_steps, self.batch_size, tuple(images.shape)))
-        key = content_hash(recipe, images.numpy().tobytes(), labels.numpy().tobytes())
+        cause = content_hash(recipe, images.numpy().tobytes(), labels.numpy().tobytes())
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 mix("features.classifier", "init")
             )  # torch.manual_seed reseeds GPUs too
             network = _Network(images.shape[1:], int(labels.max()) + 1, self.num_features)
-        file = None if self.cache_dir is None else self.cache_dir / f"classifier-{key}.pt"
+        file = None if self.cache_dir is None else self.cache_dir / f"classifier-{cause}.pt"
         if file is None or not _load(network, file):
             train_network(network, images, labels, self.num_steps, self.batch_size)
             if file is not None:
                 _save(network, file)
+        self._key = content_hash(cause, _hash(network.state_dict()))
         self.network = network.requires_grad_(False).eval().to(self.device)
-        self._key = key
 
     def probabilities_of(self, features: Tensor) -> Tensor:
         """Class probabilities (B, num_classes) float32 of features (B, num_features)."""
@@ -190,7 +190,7 @@ def _read(images: ImageSource, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     if labels is None:
         raise DataError(
             "features=classifier needs labels, the data set has none: "
-            "use features=pixels, features=inception, or callback.generation=null"
+            "use features=pixels, features=inception, or metric=none"
         )
     if len(labels) != len(images) or len(images) == 0:
         raise DataError(f"features=classifier: {len(labels)} labels for {len(images)} images")

@@ -46,8 +46,8 @@ class CLIP(Pretrained):
     """512 or 768 features (the image embedding, not normalised) of images of any size, stretched to a square inside.
 
     variant: vit-b-32 (the one of FID_CLIP), vit-b-16, vit-l-14 or vit-l-14-336px. weights, sha256: see ``Pretrained``.
-    OpenAI publishes TorchScript archives, which hold code beside the weights: one is opened only where ``sha256``
-    says which, so not with null, and only its state dict is used; else a file with a state dict is needed.
+    OpenAI publishes TorchScript archives, which hold code beside the weights: only the published file is opened, and
+    only its state dict used (a digest that a checkpoint brings is no reason to trust one); else a state dict is needed.
     """
 
     name = "clip"
@@ -75,7 +75,7 @@ class CLIP(Pretrained):
         elif pinned:
             state = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
         else:
-            raise ValueError("a TorchScript archive holds code: set features.sha256 to published or to its digest")
+            raise ValueError("a TorchScript archive holds code: only the published one is opened; give a state dict")
         prefix = "visual."  # the rest is the text encoder
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 

@@ -68,7 +68,7 @@ class Pretrained(Features):
         digest = hashlib.sha256(content).hexdigest()
         _check(path, digest, published.sha256 if sha256 == "published" else sha256)
         self._key = content_hash(self.recipe, digest)
-        self.network = self._build(content, path, sha256 is not None, build)
+        self.network = self._build(content, path, digest == published.sha256, build)
 
     @property
     def key(self) -> str:
@@ -86,7 +86,7 @@ class Pretrained(Features):
         return self._describe(images.expand(-1, 3, -1, -1))
 
     def _read(self, content: bytes, pinned: bool) -> State:
-        """The state dict in a file; pinned: its whole SHA-256 is the expected one."""
+        """The state dict in a file; pinned: it is the published file, byte for byte."""
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
     def _build(self, content: bytes, path: Path, pinned: bool, build: Callable[[State], nn.Module]) -> nn.Module:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class Measurement:
 
     value: None where there is none; then ``reason`` says why in one line. error: its uncertainty in the same unit,
     whose meaning ``error_kind`` names ("standard error", "sd over 10 splits", ...). context: what it depends on.
+    applies: False where there can be no such number, whatever the images are (a classifier's, of other features).
     """
 
     value: float | None
@@ -27,23 +29,23 @@ class Measurement:
     error_kind: str = ""
     reason: str = ""
     context: dict[str, Any] = field(default_factory=dict)
+    applies: bool = True
 
     def within(self, **context: Any) -> Measurement:  # noqa: ANN401
         """The same number with more context; what it already says of itself wins."""
         return replace(self, context=context | self.context)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
-    """Features of real images: features (N, d) float32 and their moments, whose eigenvalues are computed once."""
+    """Features (N, d) float32 of images, and their moments, computed once and only if asked for."""
 
     features: Tensor
-    moments: Moments
 
-    @classmethod
-    def of(cls, features: Tensor) -> Reference:
-        """The reference of features (N, d), N >= 2; raises ValueError where they have no finite covariance."""
-        return cls(features, Moments.of(features))
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance; raises ValueError for N < 2 and where they are not finite."""
+        return Moments.of(self.features)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Measure(Protocol):
         """Measure; raises ValueError with a one-line reason where the samples have no such number."""
 
 
+@runtime_checkable
+class HasFloor(Protocol):
+    """A measure that real images can be put to as well: what a perfect model would reach."""
+
+    floor_name: str
+
+    def floor(self, real: Reference, held_out: Reference) -> Measurement:
+        """Measure held-out images; raises ValueError with a one-line reason where there is no such number."""
+
+
 def evenly_spaced(features: Tensor, most: int) -> Tensor:
     """At most ``most`` of the features (n, d), evenly spaced: a data set may be sorted, by class for example."""
     if len(features) <= most:
@@ -82,6 +94,14 @@ def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
+def share_error(variance: float, num: int) -> float:
+    """Standard error of the mean of ``num`` independent draws from [0, 1] of this variance, above 0 for equal ones too.
+
+    Half the width of Wilson's interval (1927) at one standard error, which adds one draw: half a 0 and half a 1.
+    """
+    return (num * variance + 0.25) ** 0.5 / (num + 1)
+
+
 def binomial_error(share: float, num: int) -> float:
     """Standard error of a share of ``num`` independent draws."""
-    return (share * (1 - share) / num) ** 0.5
+    return share_error(share * (1 - share), num)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from src.errors import first_line, require
-from src.metric.base import Measurement
+from src.metric.base import Measurement, binomial_error, share_error
 from src.metric.beta_vae import beta_vae_score
 from src.metric.dci import boosted_importance, completeness, disentanglement
 from src.metric.factor_table import FactorTable, Points
@@ -66,7 +65,7 @@ class Disentanglement:
             "num_train": self.num_train,
             "num_eval": self.num_eval,
             "seed": self.seed,
-            "num_images": len(codes),
+            "n_images": len(codes),
             "num_latents": codes.shape[1],
             "collapsed_latents": int((table.codes == 0).all(axis=0).sum()),
             "factor_sizes": (table.factors.max(axis=0) + 1).tolist(),
@@ -76,18 +75,19 @@ class Disentanglement:
     def _accuracy(self, score: Callable[..., float], table: FactorTable) -> Measurement:
         random = generator("disentanglement", score.__name__, self.seed)
         share = score(table, self.num_train, self.num_eval, self.batch_size, random)
-        error = math.sqrt(share * (1 - share) / self.num_eval)
+        error = binomial_error(share, self.num_eval)
         return Measurement(share, error, "standard error", context={"batch_size": self.batch_size})
 
 
 def _dci(train: Points, test: Points) -> tuple[Measurement, ...]:
     importance, correct = boosted_importance(train, test)
     right = correct.mean(axis=1)  # of each point, as its factors are not independent
+    error = share_error(float(right.var()), len(right))
     context = {"importances": f"gradient boosting on {NUM_BINS} bins"}
     return (
         Measurement(disentanglement(importance), context=context),
         Measurement(completeness(importance), context=context),
-        Measurement(float(right.mean()), float(right.std() / math.sqrt(len(right))), "standard error", context=context),
+        Measurement(float(right.mean()), error, "standard error", context=context),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from src.metric.base import Measurement, Reference, Samples, evenly_spaced
-from src.metric.frechet import Moments, covariance_part, distance, eigen, overlap
+from src.metric.frechet import Moments, coupling, covariance_part, distance
 
 ERROR_IMAGES = 10_000  # of each side that an error is estimated from
 
@@ -19,30 +19,29 @@ class Fid:
     fid: of the generated to the real images, biased upwards by the finite numbers of both. fid_corrected: less that
     bias (see ``bias_and_error``), so of images as good as real ones about 0, of either sign; only where N >= 4 d, below
     which the bias is no longer of first order in 1/N. fid_floor: the distance of held-out to real images, what such
-    images reach in equal number; left out where there are none. Raises ValueError for fewer than 2 images and for
-    non-finite features.
+    images reach in equal number. Raises ValueError for fewer than 2 images and for non-finite features.
     """
 
-    names = ("fid", "fid_corrected", "fid_floor")
+    names = ("fid", "fid_corrected")
+    floor_name = "fid_floor"
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
-        """Measure the generated and, where there are any, the held-out images."""
-        fake = Reference.of(samples.fake)
+        """Measure the generated images."""
+        fake = Reference(samples.fake)
         fid, bias = _measured(samples.real, fake)
         fid = fid.within(n_real=samples.real.moments.n, n_fake=fake.moments.n)
-        found = {"fid": fid, "fid_corrected": _corrected(fid, bias, samples.real.moments, fake.moments)}
-        if samples.held_out is not None:
-            held_out = Reference.of(samples.held_out)
-            floor, _ = _measured(samples.real, held_out)
-            found["fid_floor"] = floor.within(n_real=samples.real.moments.n, n_held_out=held_out.moments.n)
-        return found
+        return {"fid": fid, "fid_corrected": _corrected(fid, bias, samples.real.moments, fake.moments)}
+
+    def floor(self, real: Reference, held_out: Reference) -> Measurement:
+        """Measure held-out images."""
+        return _measured(real, held_out)[0]
 
 
-def bias_and_error(real: Reference, fake: Reference) -> tuple[float, float]:
+def bias_and_error(real: Reference, fake: Reference, scales: Tensor, vectors: Tensor) -> tuple[float, float]:
     """How far the distance of two samples is above that of their distributions on average, and its standard error.
 
-    The bias is tr S_x / n + tr S_y / m from the means and C from the covariances (``covariance_part``; for equal
-    distributions ``expected_bias``). C is of first degree in the scales s, whose sum is C / 2 too small in samples.
+    scales, vectors: of ``coupling``. The bias is tr S_x / n + tr S_y / m from the means and C from the covariances
+    (``covariance_part``). C is of first degree in the scales s, whose sum is C / 2 too small in samples.
 
     The error is sqrt(max(J - V, V)): J is the infinitesimal jackknife (Efron 1982), the delta method with d^2's
     derivative with respect to the weight of each image, V the variance of the second-order terms. For equal
@@ -50,8 +49,6 @@ def bias_and_error(real: Reference, fake: Reference) -> tuple[float, float]:
     adds to both. Mostly within 30 % of the spread for n, m >= d; below, up to two times too large.
     """
     a, b = real.moments, fake.moments
-    values, vectors = eigen(overlap(a, b))
-    scales = values.sqrt()
     from_covariances, second_order = covariance_part(scales, a.n, b.n)
     noise = a.cov / a.n + b.cov / b.n  # covariance of the difference of means
     missing = from_covariances / (2 * float(scales.sum())) if from_covariances else 0  # of the scales' sum
@@ -63,8 +60,9 @@ def bias_and_error(real: Reference, fake: Reference) -> tuple[float, float]:
 
 def _measured(real: Reference, fake: Reference) -> tuple[Measurement, float]:
     """The distance with its error, and its bias."""
-    bias, error = bias_and_error(real, fake)
-    return Measurement(float(distance(real.moments, fake.moments)), error, "standard error"), bias
+    scales, vectors = coupling(real.moments, fake.moments)
+    bias, error = bias_and_error(real, fake, scales, vectors)
+    return Measurement(float(distance(real.moments, fake.moments, scales)), error, "standard error"), bias
 
 
 def _corrected(fid: Measurement, bias: float, real: Moments, fake: Moments) -> Measurement:

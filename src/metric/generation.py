@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from src.errors import first_line, require
-from src.metric.base import Measure, Measurement, Samples
+from src.metric.base import HasFloor, Measure, Measurement, Reference, Samples
 
 
 class GenerationMetrics:
@@ -26,8 +26,8 @@ class GenerationMetrics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of everything that may be measured."""
-        return tuple(name for measure in self.measures for name in measure.names)
+        """Of everything that may be measured, floors included."""
+        return tuple(name for measure in self.measures for name in (*measure.names, *_floor_name(measure)))
 
     @property
     def active(self) -> bool:
@@ -35,29 +35,35 @@ class GenerationMetrics:
         return bool(self.measures)
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
-        """All measurements by name, in order."""
-        reason = _unusable(samples)
-        if reason:
-            return _nulls(self.names, reason, samples)
-        found = {}
+        """All measurements of generated images by name, in order."""
+        found, unusable = {}, _unusable(samples)
         for measure in self.measures:
             try:
-                found |= measure(samples)
+                found |= _nulls(measure, unusable, samples) if unusable else measure(samples)
             except ValueError as error:
-                found |= _nulls(measure.names, first_line(error), samples)
+                found |= _nulls(measure, first_line(error), samples)
+        return found
+
+    def floors(self, real: Reference, held_out: Reference) -> dict[str, Measurement]:
+        """What real images reach that no model has seen: once for all repeats, as nothing is generated for it."""
+        context = {"n_real": len(real.features), "n_held_out": len(held_out.features)}
+        found = {}
+        for measure in self.measures:
+            if isinstance(measure, HasFloor):
+                try:
+                    floor = measure.floor(real, held_out)
+                except ValueError as error:
+                    floor = Measurement(None, reason=first_line(error))
+                found[measure.floor_name] = floor.within(**context)
         return found
 
 
 def pooled(repeats: Sequence[dict[str, Measurement]]) -> dict[str, Measurement]:
     """The mean of each number over repeats, its error the sample sd over them; null where it is in any repeat.
 
-    Only of what every repeat has; one that failed may name more, or less, than the others.
-
-    A number that is the same in all repeats (such as the floor, for which nothing is generated) stays as it is, with
-    its own error.
+    A number that is the same in all repeats stays as it is, with its own error.
     """
-    common = [name for name in repeats[0] if all(name in repeat for repeat in repeats)]
-    return {name: _pooled([repeat[name] for repeat in repeats]) for name in common}
+    return {name: _pooled([repeat[name] for repeat in repeats]) for name in repeats[0]}
 
 
 def _pooled(repeats: list[Measurement]) -> Measurement:
@@ -81,6 +87,12 @@ def _unusable(samples: Samples) -> str:
     return ""
 
 
-def _nulls(names: Sequence[str], reason: str, samples: Samples) -> dict[str, Measurement]:
-    context = {"n_real": len(samples.real.features), "n_fake": len(samples.fake)}
-    return dict.fromkeys(names, Measurement(None, reason=reason, context=context))
+def _floor_name(measure: Measure) -> list[str]:
+    return [measure.floor_name] if isinstance(measure, HasFloor) else []
+
+
+def _nulls(measure: Measure, reason: str, samples: Samples) -> dict[str, Measurement]:
+    """For each of its names a null, with the numbers of images that it would have looked at."""
+    sizes = {"n_real": len(samples.real.features), "n_fake": len(samples.fake)}
+    context = {name: min(size, getattr(measure, "max_images", size)) for name, size in sizes.items()}
+    return dict.fromkeys(measure.names, Measurement(None, reason=reason, context=context))

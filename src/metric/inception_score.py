@@ -30,7 +30,8 @@ class InceptionScore:
         """Measure the probabilities of the generated images."""
         probabilities = samples.probabilities
         if probabilities is None:
-            return dict.fromkeys(self.names, Measurement(None, reason="the features are not a classifier's"))
+            missing = Measurement(None, reason="the features are not a classifier's", applies=False)
+            return dict.fromkeys(self.names, missing)
         share = float((probabilities.amax(dim=1) > self.threshold).to(torch.float64).mean())
         error = binomial_error(share, len(probabilities))
         confident = Measurement(share, error, "binomial standard error", context={"threshold": self.threshold})

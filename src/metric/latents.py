@@ -69,7 +69,7 @@ def latent_quality(mean: Tensor, log_var: Tensor) -> dict[str, Measurement]:
         "active_units": Measurement(float(active_units(mean).sum()), context={"min_variance": MIN_VARIANCE}),
         "num_latents": Measurement(float(mean.shape[1])),
     }
-    return {name: measurement.within(num_images=len(mean)) for name, measurement in measured.items()}
+    return {name: measurement.within(n_images=len(mean)) for name, measurement in measured.items()}
 
 
 def _kl(mean: Tensor, log_var: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, Estimate]:
     precision: share of fakes in any real ball; recall: share of real images in any fake's ball (Kynkäänniemi et al.
     2019, eq. 1-2); density: number of real balls that a fake is in, over k, mean over fakes, may exceed 1; coverage:
     share of real balls with a fake in them (Naeem et al. 2020, section 3). Precision and density come with standard
-    errors over fakes, the others with None. Raises ValueError for n or m <= k.
+    errors over fakes, density unless all of them are in equally many balls, the others with None. Raises ValueError for
+    n or m <= k.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"k={k} neighbours need {k + 1} or more images, there are {len(real)} and {len(fake)}")
@@ -103,7 +104,7 @@ def neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, Estimate]:
     return {
         "precision": (precision, binomial_error(precision, len(fake))),
         "recall": (float(recalled.double().mean()), None),
-        "density": (float(density.mean()), float(density.std()) / len(fake) ** 0.5),
+        "density": (float(density.mean()), float(density.std()) / len(fake) ** 0.5 or None),
         "coverage": (float(covered.double().mean()), None),
     }
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.errors import require
 from src.model.base import GenerativeModel
+from src.network.layers import MAX_WIDTH, check_count
 from src.noise import Generators
 
 
@@ -24,7 +24,7 @@ class AutoEncoder(GenerativeModel):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, shape: Sequence[int]) -> None:
         super().__init__()
-        require(latent_dim >= 1, "latent_dim", latent_dim, "must be >= 1")
+        check_count("latent_dim", latent_dim, MAX_WIDTH)
         self.encoder, self.decoder = encoder, decoder
         self.to_code = nn.Linear(encoder.num_features, latent_dim)
         self.compression_ratio = math.prod(shape) / latent_dim  # bytes of the 8-bit image / bytes of the code

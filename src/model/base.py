@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from src.distribution import DiagonalGaussian
 from src.errors import require
+from src.likelihood import Likelihood
 from src.noise import Generators
 
 
@@ -78,13 +79,26 @@ class CanScore(Protocol):
     """Gives log-likelihoods."""
 
     likelihood_kind: str  # what log_likelihood returns: exact or a lower bound, and on which scale
-    discrete_scale: str  # what score measures: "8-bit" (bits/dim compare across families) or "bits" (binarised images)
 
     def log_likelihood(self, x: Tensor, generator: Generators = None) -> Tensor:
         """log p(x) of each image or a lower bound of it, (B,) nats."""
 
+
+@runtime_checkable
+class CanEstimate(Protocol):
+    """Gives log-probabilities of discrete images, the more exact the more effort."""
+
+    discrete_scale: str  # what score measures: "8-bit" (bits/dim compare across families) or "bits" (binarised images)
+
     def score(self, x: Tensor, effort: Effort, generator: Generators = None) -> Scores:
         """Estimates of the log-probability of the discrete images x, each a lower bound unless its name says exact."""
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Is trained on a likelihood p(x | z): its losses are on that scale."""
+
+    likelihood: Likelihood
 
 
 @runtime_checkable
@@ -101,6 +115,14 @@ class HasPosterior(Protocol):
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x), mean and log_var (B, latent_dim)."""
+
+
+@runtime_checkable
+class DrawsTimes(Protocol):
+    """Trains every image at a time of its own."""
+
+    def draw_times(self, num: int, generator: Generators = None) -> Tensor:
+        """(num,) long."""
 
 
 @runtime_checkable

@@ -47,6 +47,12 @@ class Diffusion(GenerativeModel):
             raise ConfigError(
                 f"network.shape={list(network.shape)}: the images are {list(shape)} (channels, height, width)"
             )
+        c_skip, c_out = prediction.coefficients(*schedule.scales(torch.tensor([schedule.num_timesteps])))
+        if not (c_skip.isfinite().all() and c_out.isfinite().all()):
+            raise ConfigError(
+                f"prediction={type(prediction).__name__.lower()}: says nothing about x0 at t = T, where the schedule "
+                "leaves no signal; use prediction=velocity or prediction=sample, or a schedule with a lower beta_end"
+            )
         self.network, self.schedule = network, schedule
         self.prediction, self.weighting, self.sampler = prediction, weighting, sampler
         self.shape, self.clip_denoised = tuple(shape), clip_denoised
@@ -57,13 +63,17 @@ class Diffusion(GenerativeModel):
 
     def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
         """Weighted squared error at t uniform in 1..T; "mse" is the unweighted one, both means over pixels."""
-        t = randint(1, self.schedule.num_timesteps + 1, len(x), generator, x.device)
+        t = self.draw_times(len(x), generator).to(x.device)
         eps = randn(x.shape, generator, x.device, x.dtype)
         signal, sigma = self.schedule.scales(t)
         output = self.network(self.schedule.add_noise(x, eps, t), t)
         error = (output - self.prediction.target(x, eps, signal, sigma)).square().mean((1, 2, 3), keepdim=True)
         _, c_out = self.prediction.coefficients(signal, sigma)
         return {"loss": (self.weighting(signal, sigma, c_out) * error).mean(), "mse": error.mean()}
+
+    def draw_times(self, num: int, generator: Generators = None) -> Tensor:
+        """t of ``num`` images, uniform in 1..T: the first that a generator is asked for."""
+        return randint(1, self.schedule.num_timesteps + 1, num, generator, torch.device("cpu"))
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Estimate of x_0 from x_t (B, C, H, W) at t (B,) long, clipped to the range of images if so configured."""

@@ -13,6 +13,7 @@ from src.distribution import DiagonalGaussian
 from src.errors import require
 from src.likelihood import Likelihood
 from src.model.base import Effort, GenerativeModel, Scores
+from src.network.layers import MAX_WIDTH, check_count
 from src.noise import Generators, randn
 
 
@@ -35,7 +36,7 @@ class VAE(GenerativeModel):
         free_bits: float = 0.0,
     ) -> None:
         super().__init__()
-        require(latent_dim >= 1, "latent_dim", latent_dim, "must be >= 1")
+        check_count("latent_dim", latent_dim, MAX_WIDTH)
         require(free_bits >= 0, "free_bits", free_bits, "must be >= 0 nats per latent")
         self.encoder, self.decoder, self.likelihood, self.beta = encoder, decoder, likelihood, beta
         self.latent_dim, self.free_bits = latent_dim, free_bits

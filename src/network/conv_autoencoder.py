@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from src.errors import require
 from src.network.layers import (
+    MAX_WIDTH,
     ResidualBlock,
+    check_count,
     check_norm,
     check_shape,
     check_widths,
@@ -80,7 +81,7 @@ class ConvDecoder(nn.Module):
         upsample: str = "nearest",
     ) -> None:
         super().__init__()
-        require(isinstance(latent_dim, int) and latent_dim >= 1, "latent_dim", latent_dim, "must be an integer >= 1")
+        check_count("latent_dim", latent_dim, MAX_WIDTH)
         widths = check_widths(channels, channel_mult, num_blocks)
         *self.sizes, last = _level_sizes(shape, len(widths))
         check_norm(norm, last)

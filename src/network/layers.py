@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from src.errors import require
 
+MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 2**14, 1000, 2**13
+
 Value = TypeVar("Value")
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -22,19 +24,28 @@ def choose(table: Mapping[str, Value], name: str, value: str) -> Value:
     return table[value]
 
 
+def check_count(name: str, value: int, most: int, least: int = 1) -> None:
+    """``ConfigError`` unless it is an integer from ``least`` to ``most``, beyond which no memory would suffice."""
+    whole = isinstance(value, int) and least <= value <= most
+    require(whole, name, value, f"must be an integer >= {least} and <= {most}")
+
+
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Image shape (C, H, W) as a tuple; ``ConfigError`` unless it is three positive numbers."""
+    """Image shape (C, H, W) as a tuple; ``ConfigError`` unless it is three numbers from 1 to ``MAX_SIDE``."""
     shape = tuple(shape)
-    require(len(shape) == 3 and min(shape) >= 1, "shape", shape, "must be (channels, height, width), each at least 1")
+    allowed = f"must be (channels, height, width), each at least 1 and at most {MAX_SIDE}"
+    require(len(shape) == 3 and min(shape) >= 1 and max(shape) <= MAX_SIDE, "shape", shape, allowed)
     return shape
 
 
 def check_widths(channels: int, channel_mult: Sequence[int], num_blocks: int) -> list[int]:
     """Channels of every level, ``channels * mult``; ``ConfigError`` unless all three arguments are at least 1."""
-    require(channels >= 1, "channels", channels, "must be at least 1")
-    require(num_blocks >= 1, "num_blocks", num_blocks, "must be at least 1")
+    check_count("channels", channels, MAX_WIDTH)
+    check_count("num_blocks", num_blocks, MAX_DEPTH)
     positive = len(channel_mult) >= 1 and min(channel_mult) >= 1
     require(positive, "channel_mult", list(channel_mult), "must be one or more numbers, each at least 1")
+    narrow = channels * max(channel_mult) <= MAX_WIDTH
+    require(narrow, "channel_mult", list(channel_mult), f"must keep channels * mult <= {MAX_WIDTH}")
     return [channels * mult for mult in channel_mult]
 
 

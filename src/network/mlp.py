@@ -8,8 +8,15 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import require
-from src.network.layers import TimeEmbedding, check_dropout, check_shape, initialize
+from src.network.layers import (
+    MAX_DEPTH,
+    MAX_WIDTH,
+    TimeEmbedding,
+    check_count,
+    check_dropout,
+    check_shape,
+    initialize,
+)
 
 
 class MLP(nn.Module):
@@ -25,8 +32,8 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         size = math.prod(check_shape(shape))
-        require(hidden >= 2, "hidden", hidden, "must be at least 2")
-        require(num_layers >= 1, "num_layers", num_layers, "must be at least 1")
+        check_count("hidden", hidden, MAX_WIDTH, least=2)
+        check_count("num_layers", num_layers, MAX_DEPTH)
         check_dropout(dropout)
         self.time = TimeEmbedding(hidden, hidden)
         self.input = initialize(nn.Linear(size, hidden))

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from src.errors import require
-from src.network.layers import check_shape, choose, initialize
+from src.network.layers import MAX_WIDTH, check_count, check_shape, choose, initialize
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -51,7 +51,7 @@ class MLPDecoder(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        require(isinstance(latent_dim, int) and latent_dim >= 1, "latent_dim", latent_dim, "must be an integer >= 1")
+        check_count("latent_dim", latent_dim, MAX_WIDTH)
         shape = check_shape(shape)
         layers = _hidden_layers(latent_dim, hidden, activation)
         self.layers = nn.Sequential(
@@ -64,8 +64,8 @@ class MLPDecoder(nn.Module):
 
 
 def _hidden_layers(inputs: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
-    positive = len(hidden) >= 1 and min(hidden) >= 1
-    require(positive, "hidden", list(hidden), "must be one or more widths, each at least 1")
+    sensible = len(hidden) >= 1 and min(hidden) >= 1 and max(hidden) <= MAX_WIDTH
+    require(sensible, "hidden", list(hidden), f"must be one or more widths, each at least 1 and at most {MAX_WIDTH}")
     make_activation = choose(ACTIVATIONS, "activation", activation)
     return [
         layer

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from torch.optim import Optimizer
 
-from src.dataset.base import to_float
-from src.errors import require
+from src.errors import ConfigError, require
 from src.module import GenerativeModule
 from src.noise import generator
 from src.runtime.build import build, naming
 from src.runtime.checkpoint_io import AtomicCheckpointIO
 from src.runtime.data import ImageDataModule, data_of
-from src.runtime.run import plain
+from src.runtime.explain import nearest
+from src.runtime.resume import check_same_run
+from src.runtime.run import check_writable, plain
+from src.runtime.settings import check_settings
 from src.runtime.start import Start, starting_point
-from src.runtime.trainer import build_trainer, check_seed, fill_length
+from src.runtime.trainer import build_trainer, check_seed, check_trainer, fill_length
 
 
 class Assembly(NamedTuple):
@@ -30,36 +34,72 @@ class Assembly(NamedTuple):
     config: dict[str, Any]
 
 
+def _check_optimizer(cfg: DictConfig, module: GenerativeModule) -> Optimizer:
+    """The optimiser; torch refuses a negative number without its name, and takes a rate of 0."""
+    rate = cfg.optimizer.get("lr", 1)
+    require(rate > 0, "optimizer.lr", rate, "must be > 0")
+    for key, value in cfg.optimizer.items():
+        require(not isinstance(value, int | float) or value >= 0, f"optimizer.{key}", value, "must be >= 0")
+    with naming("optimizer"):
+        return module.make_optimizer()
+
+
 @torch.no_grad()
-def _check_metric(name: str, module: GenerativeModule, data: ImageDataModule, callbacks: list[pl.Callback]) -> None:
-    """Raise ConfigError when no loss and no callback of this run will log ``name``."""
-    losses = module.model.eval().loss(to_float(data.splits["val"].images[torch.arange(1)]), None, [generator("check")])
-    known = {f"{stage}/{loss}" for stage in ("train", "val", "test") for loss in losses}
-    for callback in callbacks:
-        known |= getattr(callback, "logged", set())
+def _losses(cfg: DictConfig, module: GenerativeModule) -> set[str]:
+    """Names of the losses that will be logged, from an image that there need not be yet."""
+    image = torch.zeros(1, *cfg.dataset.image_shape)
+    losses = module.model.eval().loss(image, None, [generator("check")])
     module.model.train()
-    require(name in known, "optimized_metric", name, f"must be one of {', '.join(sorted(known))}")
+    return {f"{stage}/{loss}" for stage in ("train", "val", "test") for loss in losses}
+
+
+def _check_bits(module: GenerativeModule, data: ImageDataModule) -> None:
+    """Raise ConfigError where the likelihood is one of bits and the images are grey."""
+    if getattr(module.model, "discrete_scale", None) == "bits":
+        images = data.batch("val", range(min(16, len(data.splits["val"])))).x
+        advice = "dataset.binarize=dynamic has the same expected loss; likelihood=logistic is one of grey values"
+        if not (images.abs() == 1).all():
+            raise ConfigError(f"likelihood=bernoulli: the images are not binarised; {advice}")
+
+
+def _check_monitored(cfg: DictConfig, losses: set[str], callbacks: dict[str, pl.Callback]) -> None:
+    """Raise ConfigError when no loss and no callback will log the optimised metric or what a callback monitors."""
+    known = sorted(losses.union(*(getattr(callback, "logged", ()) for callback in callbacks.values())))
+    wanted = {f"callback.{key}.monitor": getattr(callback, "monitor", None) for key, callback in callbacks.items()}
+    for setting, name in ({"optimized_metric": cfg.optimized_metric} | wanted).items():
+        allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
+        require(name in known or (name is None and setting in wanted), setting, name, allowed)
 
 
 def assemble(cfg: DictConfig) -> Assembly:
     """Build the run that ``cfg`` describes and read its data. Raises what is wrong with it; nothing exists yet."""
+    check_settings(cfg, dataset=ImageDataModule)
     check_seed(cfg.seed)
+    check_trainer(cfg.trainer)
     pl.seed_everything(cfg.seed, verbose=False)
+    check_writable(Path(cfg.run_dir), "hydra.run.dir")
     start = starting_point(cfg)
+    check_same_run(cfg, start)
     module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule"))
+    optimizer = _check_optimizer(cfg, module)
+    with naming("lr_schedule"):
+        module.make_lr_schedule(optimizer, total_steps=1)
+    nodes = {name: node for name, node in cfg.callback.items() if node and "_target_" in node}
+    callbacks = {name: build(cfg, f"callback.{name}") for name in nodes}
+    losses = _losses(cfg, module)
+    _check_monitored(cfg, losses, callbacks)
     start.give_weights(module.model)
-    data = data_of(cfg)
+    data = data_of(cfg)  # the first that may take long: a download
+    _check_bits(module, data)
     total_steps = fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
-    with naming("optimizer"):
-        optimizer = module.make_optimizer()
     with naming("lr_schedule"):
         module.make_lr_schedule(optimizer, total_steps)
     config = plain(cfg)
-    callbacks = [build(cfg, f"callback.{name}") for name, node in cfg.callback.items() if node and "_target_" in node]
-    trainer = build_trainer(cfg, callbacks=callbacks, plugins=[AtomicCheckpointIO(config)], logger=False)
+    io = AtomicCheckpointIO(config)
+    trainer = build_trainer(cfg, callbacks=list(callbacks.values()), plugins=[io], logger=False)
     data.shares(trainer)
-    for callback in callbacks:
+    for callback in callbacks.values():  # the second: features are trained or downloaded
         if hasattr(callback, "prepare"):
             callback.prepare(module.model, data)
-    _check_metric(cfg.optimized_metric, module, data, callbacks)
+    _check_monitored(cfg, losses, callbacks)  # again: one may have found that it has nothing to log
     return Assembly(start, module, data, trainer, config)

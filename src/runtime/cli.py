@@ -22,9 +22,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.errors import ConfigError, ProjectError, first_line
 from src.runtime.explain import explain
+from src.runtime.interruption import INTERRUPTION, Interrupted
+from src.runtime.secrecy import refuse_secrets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUN_DIR = "hydra.run.dir"
+FULL_ERROR = "GENBENCH_FULL_ERROR"  # what the user asked for in HYDRA_FULL_ERROR, which is always set for Hydra
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
@@ -39,11 +42,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     3 data, 4 checkpoint, 5 input/output, 6 non-finite, 7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a
     defect of this program (with a traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
     """
-    asked = os.environ.get("HYDRA_FULL_ERROR", "0")
+    asked = os.environ.get(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ[FULL_ERROR] = asked  # for the processes of further ranks
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as they are
     own, passed_on = split_overrides(sys.argv[1:], of_run)
-    if of_run and "LOCAL_RANK" in os.environ:  # Lightning tells further ranks a run directory that is not used here
-        own = [word for word in own if not word.startswith(f"{RUN_DIR}=")]
     sys.argv[1:] = [literal(word) for word in own]
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
@@ -55,6 +57,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
             else:
                 _place_run(cfg)
         try:
+            INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
             return task(cfg)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -62,11 +65,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
             raise _Ended from error
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        refuse_secrets([*own, *passed_on])
+        with INTERRUPTION.listening():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BaseException as ended:
         sys.exit(_report(ended, config_name, of_run, traced=asked not in ("", "0")))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = asked
+        os.environ.pop(FULL_ERROR)
 
 
 def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], traced: bool) -> int:
@@ -77,7 +83,7 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
         traceback.print_exception(error)
-    if message:
+    if message and not (isinstance(error, Interrupted) and os.environ.get("LOCAL_RANK", "0") != "0"):  # said once
         print(f"error: {message}", file=sys.stderr)
     return code
 
@@ -89,7 +95,10 @@ class _Ended(BaseException):
 def split_overrides(words: list[str], of_run: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Words for this entry point, and those of the run (``sampler=``, ``sampler.num_steps=``)."""
     passed_on = [word for word in words if re.split(r"[.=@]", word, maxsplit=1)[0] in of_run and "=" in word]
-    return [word for word in words if word not in passed_on], passed_on
+    own = [word for word in words if word not in passed_on]
+    if of_run and "LOCAL_RANK" in os.environ:  # Lightning tells further ranks a run directory that is not used here
+        own = [word for word in own if not word.startswith(f"{RUN_DIR}=")]
+    return own, passed_on
 
 
 def literal(word: str) -> str:

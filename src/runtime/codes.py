@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.dataset.base import SPLITS, to_float
+from src.dataset.base import SPLITS
 from src.metric.base import Measurement
 from src.metric.disentanglement import Disentanglement
 from src.metric.latents import collapse_warning, latent_quality
@@ -31,8 +31,7 @@ def posterior_quality(
 
     parts = share_work(len(data.splits["test"]), BATCH, of_block)
     mean, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
-    context = {"split": "test", "n_images": len(mean)}
-    measured = {name: number.within(**context) for name, number in latent_quality(mean, log_var).items()}
+    measured = {name: number.within(split="test") for name, number in latent_quality(mean, log_var).items()}
     return measured, collapse_warning(mean, log_var)
 
 
@@ -46,9 +45,7 @@ def disentanglement(model: CanEncode, data: ImageDataModule, device: torch.devic
 
 
 def _codes(model: CanEncode, data: ImageDataModule, split: str, device: torch.device) -> Tensor:
-    images = data.splits[split].images
-
     def of_block(block: range) -> Tensor:
-        return model.encode(to_float(images[torch.arange(block.start, block.stop)]).to(device)).cpu()
+        return model.encode(data.batch(split, block).x.to(device)).cpu()
 
-    return torch.cat(share_work(len(images), BATCH, of_block))
+    return torch.cat(share_work(len(data.splits[split]), BATCH, of_block))

@@ -16,14 +16,14 @@ from src.errors import ConfigError, DataError
 from src.runtime.choices import differing, short_names
 from src.runtime.past_runs import COSTS, STAGES, Number, Run, read_run, typed
 
-LOWER = ("fid", "kid", "bits_per_dim", "nats", "memorised")
-HIGHER = ("precision", "recall", "density", "coverage", "inception_score", "mig", "sap", "dci", "psnr", "accuracy")
-HIGHER += ("beta_vae_score", "factor_vae_score")
+LOWER = ("fid", "kid", "bits_per_dim", "nats")
+HIGHER = ("precision", "recall", "coverage", "inception_score", "mig", "sap", "dci", "psnr", "accuracy")
+HIGHER += ("beta_vae_score", "factor_vae_score", "log_likelihood")
 OF_JUDGE = ("fid_floor", "accuracy_of")  # say how good the yardstick is, not the model
 CONDITIONS = (  # of a number's own context: what must be equal where numbers are compared
-    *("split", "unit", "values", "n_images", "num_images", "batch_size", "min_variance", "features", "features_key"),
+    *("split", "unit", "values", "scale", "n_images", "batch_size", "min_variance", "features", "features_key"),
     *("resize", "rounding", "n_real", "n_fake", "n_held_out", "n_unseen", "k", "kernel", "threshold", "quantile"),
-    "num_splits",
+    *("num_splits", "flow_steps"),
 )
 OF_TRAINING = ("dataset.flip", "dataset.global_batch_size", "dataset.num_workers", "dataset.max_steps")
 SEEDS = "sd over seeds"

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from src.runtime.comparison import CONDITIONS, SEEDS, Comparison, direction
-from src.runtime.past_runs import Run, option_of, typed
+from src.runtime.past_runs import Run, brief
 
 LOSS = ("model", "likelihood", "beta", "prediction", "weighting")  # choices with which a loss changes its meaning
-FACTS = ("estimate", "num_repeats")  # of a number's context, told beside its conditions
-OF_ONE_RUN = ("checkpoint", "step", "parameters", "sampling_seconds_per_image")  # context shown elsewhere, or of no use
+FACTS = ("estimate", "importance_samples", "timesteps", "num_repeats")  # context of a number, beside its conditions
+OF_ONE_RUN = ("checkpoint", "step", "parameters", "sampling_seconds_per_image", "overrides")  # shown elsewhere
 
 
 def notes(comparison: Comparison, best: str) -> list[str]:
@@ -131,12 +131,4 @@ def _paths(runs: Sequence[Run]) -> str:
 
 
 def _joined(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(_brief, values)))
-
-
-def _brief(value: object) -> str:
-    """A node of a configuration as ``ddim eta=1.0 num_steps=50``."""
-    if not isinstance(value, dict):
-        return typed(value)
-    settings = [f"{key}={typed(held)}" for key, held in value.items() if not key.startswith("_")]
-    return " ".join([*filter(None, [option_of(value)]), *settings])
+    return ", ".join(dict.fromkeys(map(brief, values)))

@@ -13,9 +13,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.errors import ConfigError, MemoryExhaustedError, ProjectError, StorageError, WorkerLostError
+from src.errors import ConfigError, MemoryExhaustedError, ProjectError, StorageError, WorkerLostError, first_line
+from src.runtime.interruption import Interrupted
 
-DEFECT, INTERRUPTED, TERMINATED = 1, 130, 143  # all other codes belong to the classes of src/errors.py
+DEFECT = 1  # all other codes belong to the classes of src/errors.py, and to Interrupted
 
 
 def explain(
@@ -24,8 +25,8 @@ def explain(
     """Exit code and message ("" where there is nothing to say) of whatever ended the program."""
     if isinstance(error, SystemExit):
         return _exit(error)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+    if isinstance(error, Interrupted):
+        return error.exit_code, f"stopped by {error}; the same command with resume=auto goes on"
     if isinstance(error, ProjectError):
         return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
@@ -44,11 +45,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 def _exit(error: SystemExit) -> tuple[int, str]:
-    """Lightning leaves with 1 on Ctrl-C and with 0 on SIGTERM; Hydra's own exits (``--help``) pass through."""
-    if type(error).__name__ == "SIGTERMException":
-        return TERMINATED, "terminated (SIGTERM)"
-    if isinstance(error.__context__, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
+    """Hydra's own exits (``--help``) pass through."""
     return (
         (error.code, "")
         if isinstance(error.code, int)
@@ -64,7 +61,10 @@ def _outside(error: BaseException) -> tuple[int, str]:
             MemoryExhaustedError.exit_code,
             f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
         )
-    if "DataLoader worker" in text:
+    if re.search(r"gloo|nccl|connection (closed|reset)|broken pipe|socket", text, re.IGNORECASE):
+        reason = "another rank of this job is gone or does not answer; its own message tells why"
+        return WorkerLostError.exit_code, f"{reason}, resume=auto goes on from the last checkpoint ({text})"
+    if "DataLoader worker" in text or "DataLoader timed out" in text:
         return WorkerLostError.exit_code, f"{text}; try dataset.num_workers=0"
     if type(error).__name__ == "MisconfigurationException":
         return ConfigError.exit_code, text
@@ -84,6 +84,8 @@ def _unknown_option(error: MissingConfigException) -> str:
 def _bad_override(error: Exception, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]) -> str:
     """Name the override that did not fit, with the nearest setting that exists."""
     text = _one_line(error)
+    if text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: {first_line(error.__cause__ or error)}"
     match = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", f"{error}")
     if not match:
         return re.sub(r"^Error parsing override ", "", text)
@@ -92,8 +94,9 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
     if key == "hydra" or not guilty:
         return text
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
-    if "." not in key and (conf / key).is_dir():
-        return f"{guilty[0]}: nothing in this configuration uses the group {key!r} (another model may)"
+    group = key.partition(".")[0]
+    if not of_run and (conf / group).is_dir() and not any(name.startswith(f"{group}.") for name in known):
+        return f"{guilty[0]}: nothing in this configuration uses the group {group!r} (another model may)"
     parent = key.rpartition(".")[0]
     beside = [name for name in known if parent and name.rpartition(".")[0] == parent]
     listed = ", ".join(name.rpartition(".")[2] for name in beside)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from src.files import atomic_path
 from src.model.base import Scores
 
 BINS = 100  # over t
 
 
-def draw_bound_terms(scores: Scores, image_shape: Sequence[int], target: Path) -> None:
-    """The terms L_t of the variational bound over t in bits/dim, for each variance (Nichol & Dhariwal 2021, fig. 2)."""
+def bound_terms(scores: Scores, image_shape: Sequence[int]) -> np.ndarray:
+    """The terms L_t of the variational bound over t in bits/dim, for each variance (Nichol & Dhariwal 2021, fig. 2).
+
+    Returns an RGB picture (H, W, 3) uint8.
+    """
     times, unit = scores.times.flatten(), math.prod(image_shape) * math.log(2)
     edges = torch.linspace(1.5, float(times.max()) + 0.5, min(BINS, int(times.max()) - 1) + 1)
     where = torch.bucketize(times.float(), edges) - 1
     counts = torch.bincount(where, minlength=len(edges) - 1)
     seen = counts > 0
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, values in scores.parts.items():
         if values.dim() == 2:
@@ -33,5 +35,5 @@ def draw_bound_terms(scores: Scores, image_shape: Sequence[int], target: Path) -
     axes.set(xlabel="t", ylabel="$L_t$ (bits/dim per step)", yscale="log", title="Terms of the variational bound")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

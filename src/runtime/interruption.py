@@ -28,7 +28,7 @@ class Interruption:
 
     While ``busy`` the first signal is a request, which the training loop meets at the next boundary; otherwise, and
     for a second signal, Interrupted is raised where the program stands. ``may_leave``: whether the loop stands at a
-    boundary and no other rank counts on this one. Whatever happens, the process is gone after ``grace`` seconds. A
+    boundary that all ranks leave at. Whatever happens, the process is gone after ``grace`` seconds. A
     lost terminal (SIGHUP) stops nothing.
     """
 
@@ -42,6 +42,19 @@ class Interruption:
         known = isinstance(seconds, int | float) and 2 <= seconds < 1e6
         require(known, "grace_seconds", seconds, "must be a number of seconds >= 2")
         self.grace = seconds
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle signals in the block; afterwards those who handled them before do so again."""
+        before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGHUP)}
+        self.listen()
+        try:
+            yield
+        finally:
+            self.busy = self.may_leave = False
+            if threading.current_thread() is threading.main_thread():
+                for signum, handler in before.items():
+                    signal.signal(signum, handler)
 
     def listen(self) -> None:
         """Install the handlers. Again after Lightning has put its own around them, which wait for other ranks."""

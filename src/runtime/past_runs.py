@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from src.errors import CheckpointError, DataError, StorageError, first_line
+from src.untrusted import plain_yaml
 
 EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")
@@ -141,12 +142,12 @@ def _read(path: Path) -> dict[str, Any]:
     """Content of a JSON or YAML file; nothing where there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix == ".json" else plain_yaml(text)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: damaged ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: damaged (a mapping of names was expected)")
@@ -209,6 +210,16 @@ def option_of(node: dict[str, Any]) -> str | None:
     if parts[0] == "src" and len(parts) > 3:
         return parts[-2]
     return re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "_", parts[-1]).lower()
+
+
+def brief(value: Any) -> str:  # noqa: ANN401 (whatever a context can hold)
+    """A value for a reader, a node of a configuration as ``ddim eta=1.0 num_steps=50``."""
+    if isinstance(value, dict):
+        settings = [f"{key}={typed(held)}" for key, held in value.items() if not key.startswith("_")]
+        return " ".join([*filter(None, [option_of(value)]), *settings])
+    if value and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return " ".join(value)
+    return f"{value:.4g}" if isinstance(value, float) else typed(value)
 
 
 def typed(value: Any) -> str:  # noqa: ANN401 (whatever a configuration can hold)

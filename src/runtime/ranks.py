@@ -6,12 +6,13 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.errors import first_line
+from src.errors import ProjectError, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -47,24 +48,38 @@ def gather(parts: Mapping[int, T]) -> list[T]:
 def share_work(num: int, size: int, work: Callable[[range], T], what: str = "") -> list[T]:
     """``work`` of every block of ``0 .. num - 1``, each done by one rank: all results, in order, on every rank.
 
-    Raises ValueError on all ranks where ``work`` raises it on any, so that they go on together.
+    Where ``work`` fails on one rank, it fails on all: see ``failing_together``.
     """
-    parts, failure = {}, ""
-    try:
+    parts = {}
+    with failing_together():
         for block in my_blocks(num, size, what):
             parts[block.start] = work(block)
-    except ValueError as error:
-        failure = first_line(error)
-    for found in gather({rank_and_world()[0]: failure}):
-        if found:
-            raise ValueError(found)
     return gather(parts)
 
 
-def wait_for_all() -> None:
-    """Return when every rank has come here."""
-    if rank_and_world()[1] > 1:
-        dist.barrier()
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A piece of work of all ranks: an error of one is raised on all, or else the others would wait for it.
+
+    Subclasses of ProjectError and ValueError keep their class and message, so that all handle them alike; anything else
+    is a RuntimeError on the ranks that are not at fault.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    rank, _ = rank_and_world()
+    failures = gather({rank: (rank, *_told(own)) if own else None})
+    for origin, kind, message in filter(None, failures):
+        raise own if origin == rank else kind(message)
+
+
+def _told(error: Exception) -> tuple[type[Exception], str]:
+    """What other ranks can raise in the place of an error."""
+    if isinstance(error, ProjectError):
+        return type(error), str(error)
+    return (ValueError if isinstance(error, ValueError) else RuntimeError), first_line(error)
 
 
 def _shown(parts: list[range], what: str) -> Iterator[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 READINGS = {  # by the first part of the name; the longest that fits counts
     "accuracy_of": "of the classifier on real test images",
@@ -16,8 +17,10 @@ READINGS = {  # by the first part of the name; the longest that fits counts
     "dci_disentanglement": "1: every latent stands for one factor",
     "dci_informativeness": "accuracy of the factors predicted from the code",
     "density": "samples per neighbourhood of real images; 1 for the real distribution",
-    "distortion": "-log p(x | z) in nats per image",
-    "elbo": "nats per image",
+    "distortion": "-log p(x | z) of the discrete image, in nats",
+    "distortion_large": "L_0 = -log p(x_0 | x_1), in nats per image",
+    "distortion_small": "L_0 = -log p(x_0 | x_1), in nats per image",
+    "elbo": "nats per image, of what training maximises",
     "factor_vae_score": "accuracy of a vote on which factor was kept equal",
     "fid": "Fréchet distance of the samples to the training images, biased upwards for few images",
     "fid_corrected": "the same without the bias expected at this number of images; 0 is perfect",
@@ -25,20 +28,28 @@ READINGS = {  # by the first part of the name; the longest that fits counts
     "inception_score": "sure and diverse by the classifier; number of classes at most",
     "kid": "squared kernel distance, unbiased; 0 is perfect",
     "kl": "nats per image",
-    "memorised": "closeness to training images, compared with real test images",
+    "log_likelihood": "nats per image, larger is better",
+    "loss": "what training minimises, no yardstick between models",
+    "memorised": "samples closer to training images than 95 % of real test images are; 0.05 for an honest model",
     "mig": "mutual information gap of the two best latents per factor",
+    "mse": "squared error of the prediction, a mean over pixels",
     "nats": "upper bound of -log p(binarised image); not on the 8-bit scale",
     "precision": "share of samples that lie among real images",
     "psnr_compressed": "dB, through one byte per latent",
     "rate": "KL(q(z | x) || p(z)) in nats per image",
+    "rate_large": "L_T + sum of the L_t, in nats per image",
+    "rate_small": "L_T + sum of the L_t, in nats per image",
     "recall": "share of real images that lie among the samples",
     "reconstruction": "nats per image, log p(x | z)",
     "sap": "gap in accuracy of the two best latents per factor",
 }
 
 
-def reading(name: str, metrics: Mapping[str, float | None]) -> str:
-    """One phrase for ``test/fid_classifier_360``; distances are told as a multiple of their floor."""
+def reading(name: str, metrics: Mapping[str, float | None], context: Mapping[str, Any] | None = None) -> str:
+    """One phrase for ``test/fid_classifier_360``; distances are told as a multiple of their floor.
+
+    context: of the number, which may say on which scale it is, or of which estimates it is the lowest.
+    """
     stage, _, rest = name.partition("/")
     if rest.startswith("fid_") and not rest.startswith(("fid_floor_", "fid_corrected_")):
         floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
@@ -46,4 +57,8 @@ def reading(name: str, metrics: Mapping[str, float | None]) -> str:
         if floor and value is not None:
             return f"{value / floor:.2f} x the floor"
     fitting = [prefix for prefix in READINGS if rest == prefix or rest.startswith(f"{prefix}_")]
-    return READINGS[max(fitting, key=len)] if fitting else ""
+    phrase = READINGS[max(fitting, key=len)] if fitting else ""
+    scale, estimate = ((context or {}).get(key, "") for key in ("scale", "estimate"))
+    if estimate and estimate not in rest:
+        return f"{phrase}; the lowest bound, {estimate}"
+    return f"{phrase}; {scale}" if scale else phrase

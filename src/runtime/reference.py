@@ -24,8 +24,12 @@ RECIPE = "reference-1"  # part of the key: count up whenever what is stored or h
 BATCH = 256
 
 
-def reference_of(features: Features, data: ImageData, cache_dir: str | os.PathLike[str] | None) -> Reference:
-    """Features and moments of all images of a split: in order, unflipped, complete, on every rank.
+def reference_of(
+    features: Features, data: ImageData, cache_dir: str | os.PathLike[str] | None, decomposed: bool = True
+) -> Reference:
+    """Features of all images of a split: in order, unflipped, complete, on every rank.
+
+    decomposed: with their moments and eigenvectors, for which two images are needed, in the cache as well.
 
     The key of the cache is a hash of the images' bytes and of the features' own key, so a changed data set, split,
     transform or weight file can never meet what was stored for another. A cache that cannot be read or written costs
@@ -35,9 +39,9 @@ def reference_of(features: Features, data: ImageData, cache_dir: str | os.PathLi
     found = None if path is None else _load(path)
     if all(gather({rank_and_world()[0]: found is not None})):  # or else all compute: it takes every rank
         return found
-    made = Reference.of(features_of(features, data, what="features of real images"))
+    made = Reference(features_of(features, data, what="features of real images"))
     if path is not None and rank_and_world()[0] == 0:
-        _save(path, made)
+        _save(path, made, made.moments if decomposed else None)
     return made
 
 
@@ -61,20 +65,23 @@ def _key(features: Features, data: ImageData) -> str:
 def _load(path: Path) -> Reference | None:
     try:
         with np.load(path, allow_pickle=False) as file:  # checks the checksum of what it reads
-            stored = {name: torch.from_numpy(file[name]) for name in ("features", "mean", "cov", "root")}
+            stored = {name: torch.from_numpy(file[name]) for name in file.files}
+        reference = Reference(stored["features"])
+        if "root" in stored:  # as if they had been computed here
+            moments = Moments(stored["mean"], stored["cov"], len(reference.features))
+            vars(moments)["root"], vars(reference)["moments"] = stored["root"], moments
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("reference features: cannot use %s, computing them again (%s)", path, first_line(error))
         return None
-    moments = Moments(stored["mean"], stored["cov"], len(stored["features"]))
-    vars(moments)["root"] = stored["root"]  # as if it had been computed here
-    return Reference(stored["features"], moments)
+    return reference
 
 
-def _save(path: Path, reference: Reference) -> None:
-    moments = reference.moments
-    arrays = {"features": reference.features, "mean": moments.mean, "cov": moments.cov, "root": moments.root}
+def _save(path: Path, reference: Reference, moments: Moments | None) -> None:
+    arrays = {"features": reference.features}
+    if moments is not None:
+        arrays |= {"mean": moments.mean, "cov": moments.cov, "root": moments.root}
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **{name: value.numpy() for name, value in arrays.items()})

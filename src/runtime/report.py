@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 import shlex
 import sys
 from collections import defaultdict
@@ -20,34 +22,22 @@ from src.runtime.readings import reading
 from src.runtime.run import typed_overrides
 
 NOT_REPEATED = ("run_dir=", "resume=", "ckpt_path=", "init_from=", "trainer.max_steps=")
+PATH_IN_QUOTES = re.compile(r"^([\w.]+=)'([^'\\]*)'$")  # as the command line hands paths to Hydra
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
 
 def read_history(run_dir: Path) -> History:
     """All metrics of a run over the optimiser step; where a resumed part repeats steps, the later part counts."""
-    history: History = defaultdict(lambda: ([], []))
+    found: dict[str, dict[int, float]] = defaultdict(dict)
     older = sorted(run_dir.glob("metrics-*.csv"), key=lambda path: int(path.stem.split("-")[1]))
     for path in [*older, *run_dir.glob("metrics.csv")]:
-        part = _read_csv(path)
-        begin = min((steps[0] for steps, _ in part.values()), default=0)
-        for steps, values in history.values():
-            kept = sum(step < begin for step in steps)
-            del steps[kept:], values[kept:]
-        for name, (steps, values) in part.items():
-            history[name][0].extend(steps)
-            history[name][1].extend(values)
-    return history
-
-
-def _read_csv(path: Path) -> History:
-    part: History = defaultdict(lambda: ([], []))
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    part[name][0].append(int(row["step"]))
-                    part[name][1].append(float(value))
-    return part
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a killed process may have left half a line
+        for row in csv.DictReader(io.StringIO(whole)):
+            values = {name: float(value) for name, value in row.items() if name not in ("step", "epoch") and value}
+            for name, value in values.items():
+                found[name][int(row["step"])] = value
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in found.items()}
 
 
 def draw_curves(history: History, target: Path) -> None:
@@ -93,13 +83,17 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     for label, place in _places(run_dir):
         console.print(f"  {label:<15} {place}")
     place = shlex.quote(_short(run_dir))
-    again = [shlex.quote(word) for word in typed_overrides() if not word.startswith(NOT_REPEATED)]
-    longer = f"trainer.max_steps={2 * int(metrics['step'])}"
     console.print(f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64")
     console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}")
-    console.print(
-        f"  resume    python -m src.train {' '.join([*again, f'hydra.run.dir={place}', 'resume=auto', longer])}"
-    )
+    longer = f"trainer.max_steps={2 * int(metrics['step'])}"
+    console.print(f"  resume    {resume_command(run_dir, longer)}")
+
+
+def resume_command(run_dir: Path, *more: str) -> str:
+    """What to type to go on with a run that was started by this command line."""
+    again = [PATH_IN_QUOTES.sub(r"\1\2", word) for word in typed_overrides() if not word.startswith(NOT_REPEATED)]
+    words = [*again, f"hydra.run.dir={_short(run_dir)}", "resume=auto", *more]
+    return f"python -m src.train {' '.join(map(shlex.quote, words))}"
 
 
 def _places(run_dir: Path) -> list[tuple[str, str]]:

@@ -6,8 +6,10 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import ConfigError, StorageError, first_line
 from src.files import write_text
+from src.runtime import lock
+from src.runtime.cli import literal
 
 OF_RUN = ("sampler", "features", "metric", "dataset")  # what sample and evaluate may change of a run
 COPIES = {  # where a resolved configuration holds a node a second time, because it was an interpolation
@@ -33,33 +37,77 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Iterator[Path]:
-    """Create ``cfg.run_dir`` with ``config.yaml`` and ``train.log``; only a resumed run may find it in use.
+    """Create and lock ``cfg.run_dir``, with ``config.yaml`` and ``train.log``; a resumed run may find things in it.
 
     config: the resolved configuration, see ``plain``; that of an earlier part of the run is kept as config-<k>.yaml.
     A run that fails before anything was saved leaves no directory behind. Raises ConfigError when the directory
-    already holds something, StorageError when it cannot be made.
+    already holds something, StorageError when it cannot be made or a live run is in it.
     """
     directory = Path(cfg.run_dir)
-    if not resumed and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    _make(directory, "hydra.run.dir")
+    try:
+        with lock.locked(directory), _emptied_on_failure(directory, resumed):
+            keep_earlier(directory / "config.yaml")
+            write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            with _logged_to(directory / "train.log"):
+                yield directory
+    finally:
+        with suppress(OSError):
+            directory.rmdir()  # where it is empty
+
+
+@contextmanager
+def _emptied_on_failure(directory: Path, resumed: bool) -> Iterator[None]:
+    """Refuse what is in use by a run of old; delete what a new run leaves that has saved nothing."""
+    if not resumed and _content(directory):
         raise ConfigError(f"hydra.run.dir={directory}: already in use; choose another, or resume=auto to go on in it")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        log_file = logging.FileHandler(directory / "train.log", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"hydra.run.dir={directory}: cannot be made ({error.strerror})") from error
-    keep_earlier(directory / "config.yaml")
-    write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.getLogger().addHandler(log_file)
-    try:
-        yield directory
+        yield
     except BaseException:
         if not resumed and not any((directory / name).exists() for name in RESULTS):
-            shutil.rmtree(directory, ignore_errors=True)
+            for path in _content(directory):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
         raise
+
+
+def _content(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name != lock.NAME]
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Write what is logged to a file as well, with times in UTC."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    handler.formatter.converter = time.gmtime
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
     finally:
-        logging.getLogger().removeHandler(log_file)
-        log_file.close()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _make(directory: Path, name: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{name}={directory}: cannot be made ({error.strerror})") from error
+
+
+def check_writable(directory: Path, name: str) -> None:
+    """Raise StorageError ``name=directory: ...`` unless 4 KB can be written below it; leaves nothing behind."""
+    place = directory
+    try:
+        while not place.exists():
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        why = f"nothing can be written in {place} ({error.strerror})"
+        raise StorageError(f"{name}={directory}: {why}; choose another directory, or make room in it") from error
 
 
 def keep_earlier(path: Path) -> None:
@@ -81,13 +129,14 @@ def typed_overrides() -> list[str]:
 
 
 def output_directory(directory: Path, overwrite: bool) -> None:
-    """Make the directory for samples. Raises ConfigError when it holds something and ``overwrite`` is false."""
+    """Make the directory for samples.
+
+    Raises ConfigError when it holds something and ``overwrite`` is false, StorageError when it cannot be written.
+    """
     if not overwrite and directory.is_dir() and any(directory.iterdir()):
         raise ConfigError(f"output={directory}: already holds files; choose another directory, or overwrite=true")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"output={directory}: cannot be made ({error.strerror})") from error
+    check_writable(directory, "output")
+    _make(directory, "output")
 
 
 def run_config(config: dict[str, Any], overrides: list[str]) -> DictConfig:
@@ -117,10 +166,8 @@ def run_config(config: dict[str, Any], overrides: list[str]) -> DictConfig:
 
 
 def _parse(word: str) -> tuple[str, str, Any]:
-    if word.startswith("dataset.root="):
-        return word, "dataset.root", word.partition("=")[2]
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(literal(word))
     except OverrideParseException as error:
         raise ConfigError(f"{word}: {first_line(error)}") from error
     return word, override.key_or_group, override.value()

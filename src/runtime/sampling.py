@@ -24,7 +24,7 @@ from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
 from src.runtime.pictures import grid
-from src.runtime.ranks import gather, my_blocks
+from src.runtime.ranks import failing_together, gather, my_blocks
 from src.runtime.trainer import check_machine, check_seed
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,9 @@ def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
     fabric.to_device(model)
     shards = Shards(fabric.broadcast(shards.directory))  # a new output has another name in every process
     sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, "sampling")
-    parts = gather(dict(sampler.blocks(model, cfg.num_samples)))
+    with failing_together():
+        own = dict(sampler.blocks(model, cfg.num_samples))
+    parts = gather(own)
     if sampler.not_finite:
         log.warning("%d of the samples hold NaN or infinite values: the model has diverged", len(sampler.not_finite))
     return torch.cat(parts) if fabric.is_global_zero else None

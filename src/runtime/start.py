@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from src.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.errors import ConfigError, require
 from src.model.base import GenerativeModel
+from src.store import CheckpointStore
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,8 @@ def starting_point(cfg: DictConfig) -> Start:
     if cfg.ckpt_path is not None:
         return _full_state(find_checkpoint(cfg.ckpt_path))
     require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
-    last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
-    if cfg.resume == "auto" and last.is_file():
-        return _full_state(last)._replace(resumes=True)
+    if cfg.resume == "auto" and CheckpointStore(Path(cfg.run_dir) / "checkpoints").candidates():
+        return _full_state(find_checkpoint(cfg.run_dir, "resume=auto hydra.run.dir"))._replace(resumes=True)
     return Start(resumes=cfg.resume == "auto")
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import re
 import warnings
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.callbacks import Checkpoint
 
 from src.errors import ConfigError, require
 from src.runtime.build import build
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # schedules and noise are float32: weights must be too
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+LENGTHS = ("max_steps", "max_epochs")
+COUNTS = ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
+LIMITS = ("val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches")
 VALIDATIONS = 5  # of a run of known length, unless trainer.val_check_interval says otherwise
 
 
@@ -21,40 +29,37 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
     """Length of the run: the user's steps or epochs, else the data set's ``max_steps``; max_time is a further limit.
 
     Without a word about validation it takes place five times, evenly spaced (every 1,000 steps where the length is
-    unknown). Returns the number of optimiser steps, infinite where only time limits the run.
+    unknown). Epochs are counted in steps from here on: Lightning resumes the position in the data for steps only.
+    Returns the number of optimiser steps, infinite where only time limits the run.
     """
     trainer = cfg.trainer
     if trainer.max_steps is None and trainer.max_epochs is None:
+        _require_length("dataset.max_steps", cfg.dataset.max_steps)
         trainer.max_steps = cfg.dataset.max_steps
-    for key in ("max_steps", "max_epochs"):
-        length = trainer[key]
-        known = length is None or (isinstance(length, int) and length >= -1 and length != 0)
-        require(known, f"trainer.{key}", length, "must be an integer >= 1, or -1 for no limit")
-    for key in ("accumulate_grad_batches", "log_every_n_steps"):
-        count = trainer[key]
-        require(isinstance(count, int) and count >= 1, f"trainer.{key}", count, "must be an integer >= 1")
+    limit = trainer.limit_train_batches
+    if limit is not None:
+        batches = steps_per_epoch * trainer.accumulate_grad_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     known_lengths = ((trainer.max_steps or -1), (trainer.max_epochs or -1) * steps_per_epoch)
     total = min((length for length in known_lengths if length > 0), default=float("inf"))
+    if total < float("inf"):
+        trainer.max_steps, trainer.max_epochs = total, -1
     if trainer.val_check_interval is None:
         steps = 1000 if total == float("inf") else max(1, total // VALIDATIONS)
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
-    every = trainer.val_check_interval
-    sensible = (isinstance(every, int) and every >= 1) or (isinstance(every, float) and 0 < every <= 1)
-    require(sensible, "trainer.val_check_interval", every, "must be batches (>= 1) or a share of an epoch (0 ... 1]")
-    if isinstance(every, int):  # counts batches over the whole run, not within an epoch
+    if isinstance(trainer.val_check_interval, int):  # counts batches over the whole run, not within an epoch
         trainer.check_val_every_n_epoch = None
     return total
 
 
 def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN401
     """The Trainer of ``cfg.trainer`` with callbacks, loggers and plugins; what this machine cannot do is refused."""
-    check_machine(cfg.trainer)
-    clip = cfg.trainer.gradient_clip_val
-    sensible = clip is None or (isinstance(clip, int | float) and clip >= 0)
-    require(sensible, "trainer.gradient_clip_val", clip, "must be >= 0 (0 or null: no clipping)")
+    check_trainer(cfg.trainer)
     _silence()
-    unlimited = {key: -1 for key in ("max_steps", "max_epochs") if cfg.trainer[key] is None}
-    return build(cfg, "trainer", **unlimited, **objects)
+    unlimited = {key: -1 for key in LENGTHS if cfg.trainer[key] is None}
+    saves = any(isinstance(callback, Checkpoint) for callback in objects.get("callbacks", ()))
+    return build(cfg, "trainer", enable_checkpointing=saves, **unlimited, **objects)  # no checkpoints but ours
 
 
 def check_seed(seed: object) -> None:
@@ -62,14 +67,59 @@ def check_seed(seed: object) -> None:
     require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", seed, "must be an integer from 0 to 4294967295")
 
 
-def check_machine(node: DictConfig) -> None:
-    """Raise ConfigError when the precision is unknown or the accelerator is not to be had on this machine."""
+def check_trainer(node: DictConfig) -> None:
+    """Raise ConfigError for what Lightning would accept in silence, or refuse without the name of the setting."""
+    check_machine(node)
+    for key in LENGTHS:
+        if node[key] is not None:
+            _require_length(f"trainer.{key}", node[key])
+    for key in COUNTS:
+        count = node[key]
+        whole = isinstance(count, int) and count >= 1
+        require(whole or count is None, f"trainer.{key}", count, "must be an integer >= 1")
+    for key in LIMITS:
+        limit = node[key]
+        sensible = (
+            limit is None or (isinstance(limit, int) and limit >= 1) or (isinstance(limit, float) and 0 < limit <= 1)
+        )
+        require(sensible, f"trainer.{key}", limit, "must be batches (>= 1) or a share of an epoch (0 ... 1]")
+    clip, time = node.gradient_clip_val, node.max_time
+    sensible = clip is None or (isinstance(clip, int | float) and 0 <= clip < float("inf"))
+    require(sensible, "trainer.gradient_clip_val", clip, "must be >= 0 (0 or null: no clipping)")
+    sensible = time is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time))
+    require(sensible, "trainer.max_time", time, "must be DD:HH:MM:SS, or null")
+    exact = node.deterministic
+    require(exact in (None, True, False, "warn"), "trainer.deterministic", exact, "must be true, false or warn")
+    checks = node.num_sanity_val_steps
     require(
-        node.precision in PRECISIONS, "trainer.precision", node.precision, f"must be one of {', '.join(PRECISIONS)}"
+        isinstance(checks, int) and checks >= -1, "trainer.num_sanity_val_steps", checks, "must be an integer >= -1"
     )
-    if node.accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+
+
+def check_machine(node: DictConfig) -> None:
+    """Raise ConfigError when precision, accelerator or devices are unknown or not to be had on this machine."""
+    for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+        require(node[key] in allowed, f"trainer.{key}", node[key], f"must be one of {', '.join(allowed)}")
+    gpus = CUDAAccelerator.auto_device_count() or int(MPSAccelerator.is_available())
+    if node.accelerator not in ("auto", "cpu") and not gpus:
         asked = f"trainer.accelerator={node.accelerator}"
         raise ConfigError(f"{asked}: this machine has no GPU; use trainer=cpu, or trainer=default for what there is")
+    if node.accelerator == "cpu":
+        gpus = 0
+    advice = "needs a GPU, and this run is on the CPU; use trainer.precision=bf16-mixed or 32-true"
+    require(bool(gpus) or node.precision != "16-mixed", "trainer.precision", node.precision, advice)
+    nodes, devices = node.num_nodes, node.devices
+    require(isinstance(nodes, int) and nodes >= 1, "trainer.num_nodes", nodes, "must be an integer >= 1")
+    most = gpus or max(2, os.cpu_count() or 1)  # two processes on one core still show whether it works
+    if isinstance(devices, int) or not gpus:  # of GPUs Lightning also takes lists, as in [0,2] or "0,2"
+        sensible = devices == "auto" or (isinstance(devices, int) and 1 <= devices <= most)
+        there = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
+        require(sensible, "trainer.devices", devices, f"must be auto or from 1 to {most}: this machine has {there}")
+
+
+def _require_length(name: str, length: object) -> None:
+    whole = isinstance(length, int) and length >= -1 and length != 0
+    require(whole, name, length, "must be an integer >= 1, or -1 for no limit")
 
 
 def _silence() -> None:

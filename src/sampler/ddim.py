@@ -27,7 +27,8 @@ def ddim(
     x: (B, C, H, W) noise at the first time. The noise direction is derived from x0-hat, so a clipped x0-hat stays
     consistent with it.
     """
-    require(0 <= eta <= 1, "eta", eta, "must be between 0 (deterministic) and 1 (DDPM posterior)")
+    inside = isinstance(eta, int | float) and 0 <= eta <= 1
+    require(inside, "eta", eta, "must be between 0 (deterministic) and 1 (DDPM posterior)")
     for t, s in steps(schedule, num_steps, timesteps):
         signal_t, sigma_t = scales(schedule, t)
         signal_s, sigma_s = scales(schedule, s)

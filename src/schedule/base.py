@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from src.errors import ConfigError, require
 
+MAX_TIMESTEPS = 100_000
+MIN_BETA = 1e-10  # 1 - beta is told from 1 also where betas are scaled down to 100,000 steps
+
 
 class NoiseSchedule(nn.Module):
     """Variance-preserving forward process x_t = signal_t * x_0 + sigma_t * eps, t = 0..T (DDPM eq. 4); t = 0 is clean.
@@ -39,7 +42,8 @@ class NoiseSchedule(nn.Module):
         self.sigma_squared = 0 - torch.expm1(self.log_alpha_bar)
         self._scales: dict[torch.device, Tensor] = {}
         if not ((self.alpha_bar.diff() < 0).all() and self.alpha_bar[-1] > 0):
-            raise ConfigError(f"schedule {name}: alpha_bar does not strictly decrease to a positive value")
+            advice = "lower beta_start, beta_end or max_beta" if self.alpha_bar[-1] <= 0 else "take larger betas"
+            raise ConfigError(f"schedule {name}: alpha_bar does not strictly decrease to a positive value; {advice}")
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """signal_t and sigma_t for t (B,) long, each (B, 1, 1, 1) float32 on t's device."""
@@ -84,20 +88,20 @@ class NoiseSchedule(nn.Module):
     def timesteps(self, num_steps: int) -> list[int]:
         """Times T, ..., 0 that a sampler visits: num_steps + 1 values, strictly decreasing, evenly spaced in t."""
         total = self.num_timesteps
-        require(1 <= num_steps <= total, "num_steps", num_steps, f"must be between 1 and num_timesteps={total}")
+        fits = isinstance(num_steps, int) and 1 <= num_steps <= total
+        require(fits, "num_steps", num_steps, f"must be between 1 and num_timesteps={total}")
         return [(2 * total * i + num_steps) // (2 * num_steps) for i in range(num_steps, -1, -1)]
 
 
 def check_num_timesteps(num_timesteps: int) -> None:
-    """Raise ConfigError unless T is an integer >= 1."""
-    require(
-        isinstance(num_timesteps, int) and num_timesteps >= 1, "num_timesteps", num_timesteps, "must be an integer >= 1"
-    )
+    """Raise ConfigError unless T is an integer from 1 to 100,000."""
+    sensible = isinstance(num_timesteps, int) and 1 <= num_timesteps <= MAX_TIMESTEPS
+    require(sensible, "num_timesteps", num_timesteps, f"must be an integer from 1 to {MAX_TIMESTEPS}")
 
 
 def check_betas(beta_start: float, beta_end: float) -> None:
-    """Raise ConfigError unless 0 < beta_start < beta_end < 1."""
-    require(0 < beta_start < 1, "beta_start", beta_start, "must be inside (0, 1)")
+    """Raise ConfigError unless 0 < beta_start < beta_end < 1, with a start that does not vanish beside 1."""
+    require(MIN_BETA <= beta_start < 1, "beta_start", beta_start, f"must be inside (0, 1), at least {MIN_BETA}")
     require(beta_start < beta_end < 1, "beta_end", beta_end, f"must be between beta_start={beta_start} and 1")
 
 

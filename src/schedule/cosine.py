@@ -7,7 +7,7 @@ import math
 import torch
 
 from src.errors import require
-from src.schedule.base import NoiseSchedule, check_num_timesteps
+from src.schedule.base import MIN_BETA, NoiseSchedule, check_num_timesteps
 
 
 def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
@@ -16,8 +16,8 @@ def cosine(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0
     beta_t = 1 - alpha_bar(t) / alpha_bar(t - 1) is clipped at ``max_beta``, as in the paper: alpha_bar(T) would be 0.
     """
     check_num_timesteps(num_timesteps)
-    require(offset >= 0, "offset", offset, "must be >= 0")
-    require(0 < max_beta < 1, "max_beta", max_beta, "must be inside (0, 1)")
+    require(0 <= offset <= 1, "offset", offset, "must be between 0 and 1")
+    require(MIN_BETA <= max_beta < 1, "max_beta", max_beta, f"must be inside (0, 1), at least {MIN_BETA}")
     quarter = math.pi / 2 / (1 + offset)
     t = torch.arange(num_timesteps + 1, dtype=torch.float64)
     angle, rest = (t / num_timesteps + offset) * quarter, (num_timesteps - t) / num_timesteps * quarter

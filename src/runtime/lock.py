@@ -1,0 +1,115 @@
+"""The lock of a run directory: one live process at a time, however the one before has ended."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from src.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+NAME = ".lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold ``directory/.lock`` while the block runs: JSON of the host, the process, its start and the time (UTC).
+
+    The lock of a dead process is taken over with a warning; of several that try, one succeeds. Raises StorageError
+    where its owner lives, or is on another host and may.
+    """
+    path = directory / NAME
+    mine = json.dumps(_myself())
+    try:
+        _take(path, mine)
+    except OSError as error:
+        raise StorageError(f"hydra.run.dir={directory}: cannot be locked ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text(encoding="utf-8") == mine:
+                path.unlink()
+
+
+def _take(path: Path, mine: str) -> None:
+    while True:
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            break
+        except FileExistsError:
+            _remove_if_dead(path)
+    try:
+        os.write(handle, mine.encode())
+    except OSError:
+        path.unlink()
+        raise
+    finally:
+        os.close(handle)
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Remove the lock of a dead process; raise StorageError for any other."""
+    try:
+        file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:  # released a moment ago
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # one starter at a time judges this file, and removes no other than this one
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return
+        owner = _owner(file.read())
+        problem = _why_not(owner, path)
+        if problem:
+            raise StorageError(f"hydra.run.dir={path.parent}: {problem}")
+        log.warning("hydra.run.dir=%s: taken over from process %s, which is dead", path.parent, owner["pid"])
+        path.unlink()
+
+
+def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
+    """Why the lock cannot be taken over; "" where its owner is dead."""
+    if owner is None:
+        return f"in use by an unknown process; if no run is alive in it, delete {path}"
+    used = f"in use by process {owner['pid']} on {owner['host']} since {owner['time']}"
+    if owner["host"] != socket.gethostname():
+        return f"{used}; if that run is dead (it cannot be seen from here), delete {path}"
+    alive = _start_of(owner["pid"]) in (owner["start"], "")
+    return f"{used}; wait until it has ended, or choose another directory" if alive else ""
+
+
+def _owner(text: str) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(text)
+        return {"host": owner["host"], "pid": int(owner["pid"]), "start": owner["start"], "time": owner["time"]}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _myself() -> dict[str, Any]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": now}
+
+
+def _start_of(pid: int) -> str | None:
+    """When a live process began: boot of the machine and clock ticks since, or "" where the system does not tell."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:  # it lives, and is somebody else's
+        pass
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:  # not Linux, or hidden: the process id alone has to do
+        return ""
+    return None if state == "Z" else f"{boot} {fields[18]}"

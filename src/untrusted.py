@@ -1,0 +1,125 @@
+"""Limits for what others wrote: configurations are data, looked at as a whole before anything is made of them.
+
+Functions raise ValueError with the reason, as in "holds 7"; the caller says of which file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import reprlib
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+MAX_TEXT = 256 * 2**10  # characters of a configuration
+MAX_NODES = 100_000  # values of a configuration
+MAX_DEPTH = 32  # of dictionaries and lists in each other
+PLAIN = (dict, list, str, int, float, bool, type(None))
+BUILT = {  # nodes of a run's configuration of which objects are made later, and the packages that these may come from
+    "model": {"model", "network", "schedule", "sampler", "prediction", "weighting", "likelihood", "beta"},
+    "sampler": {"sampler"},
+    "features": {"features"},
+    "metric": {"metric"},
+    "dataset": {"dataset"},
+}
+HANDED_OVER = {"sampler", "dataset"}  # their functions are given their settings now and called later
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 100
+
+
+def shown(value: object) -> str:
+    """A foreign value as it may stand in a message: short, on one line, without control characters."""
+    return _shown.repr(value)
+
+
+def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
+    """All values of nested dictionaries and sequences, these included.
+
+    Raises ValueError beyond ``most`` of them or MAX_DEPTH levels, so also where a part holds itself.
+    """
+    waiting, seen = [(tree, 0)], 1
+    while waiting:
+        value, depth = waiting.pop()
+        yield value
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        seen += len(parts)
+        if seen > most or depth > MAX_DEPTH:
+            raise ValueError(f"holds more than {most} values, or more than {MAX_DEPTH} levels of them")
+        waiting += [(part, depth + 1) for part in parts]
+
+
+def check_plain(config: object) -> None:
+    """Raise ValueError unless all of it, names too, is dictionaries, lists, strings, numbers, booleans and null."""
+    length = 0
+    for value in values(config):
+        for part in (value, *(value if isinstance(value, dict) else ())):
+            if type(part) not in PLAIN:
+                raise ValueError(f"holds {shown(part)}, which is no plain value")
+            length += len(part) if isinstance(part, str) else 0
+    if length > MAX_TEXT:
+        raise ValueError(f"has a configuration of more than {MAX_TEXT} characters")
+
+
+def check_config(config: object) -> None:
+    """Raise ValueError unless it is the resolved configuration of a run that has only parts of this project built."""
+    check_plain(config)
+    if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
+        raise ValueError("describes no model")
+    for group, node in config.items():
+        for value in values(node) if group != "provenance" else ():  # there stands what was typed
+            if isinstance(value, str) and ("${" in value or value == "???"):
+                raise ValueError(f"has an unresolved value {shown(value)} in its configuration")
+            if isinstance(value, dict) and group in BUILT:
+                _check_node(value, BUILT[group])
+
+
+def _check_node(node: dict[str, Any], packages: set[str]) -> None:
+    """Raise ValueError where the node says more than which part of ``packages`` to build, with which settings."""
+    target = node.get("_target_")
+    if "_target_" in node and not _is_part(target, packages):
+        raise ValueError(f"wants to build {shown(target)}, which is not a part of {', '.join(sorted(packages))}")
+    how = {name: value for name, value in node.items() if str(name).startswith("_") and name != "_target_"}
+    if how != ({"_partial_": True} if target and target.split(".")[1] in HANDED_OVER else {}):
+        raise ValueError(f"wants {shown(target)} built with {shown(how)}")
+
+
+def _is_part(target: object, packages: set[str]) -> bool:
+    """Whether this is the canonical name of a public class, or of the function that its module is named for.
+
+    Those are all that ``conf/`` names. Helpers, private and imported names are not to be called from outside: some of
+    them write files or download.
+    """
+    found = re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target) if isinstance(target, str) else None
+    if found is None or found[1] not in packages:
+        return False
+    try:
+        module = importlib.import_module(target.rpartition(".")[0])
+    except ImportError:
+        return False
+    part = getattr(module, found[3], None)
+    here = (getattr(part, "__module__", ""), getattr(part, "__qualname__", "")) == (module.__name__, found[3])
+    return here and (isinstance(part, type) or found[3] in ("load", found[2]))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses references (``&a``, ``*a``): with them a few lines describe more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 (a key)
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"refers to another part of itself (*{self.peek_event().anchor})")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(text: str) -> Any:  # noqa: ANN401 (whatever YAML can hold)
+    """Content of a YAML document: plain values in our limits. Raises ValueError, or yaml.YAMLError where it is none."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"has a configuration of more than {MAX_TEXT} characters")
+    try:
+        content = _Loader(text).get_single_data()
+    except RecursionError as error:
+        raise ValueError(f"holds more than {MAX_DEPTH} levels of values") from error
+    check_plain(content)
+    return content

@@ -1,0 +1,120 @@
+"""Signals: the state of the last step is kept, the exit code tells, and the run goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import assert_same, fault, words
+
+from src.errors import ConfigError
+from src.runtime.interruption import Interrupted, Interruption
+
+STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
+    (("ddpm", "plain"), (3, "batch_start", "term"), 143, 4),
+    (("vae", "plain"), (3, "before_step", "usr1"), 143, 4),
+    (("vae", "plain"), (3, "batch_end", "int"), 130, 3),
+    (("ddpm", "plain"), (5, "validation_batch", "term"), 143, 5),
+    (("ddpm", "plain"), (6, "save", "term"), 143, 10),
+    (("vae", "accumulated"), (3, "batch_start", "term"), 143, 4),
+    (("ae", "epochs"), (3, "batch_end", "term"), 143, 3),
+]
+
+
+def latest(run_dir):
+    return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
+
+
+@pytest.mark.parametrize(("run", "place", "code", "kept"), STOPS)
+def test_stopped_and_started_again(zygote, unbroken, tmp_path, run, place, code, kept):
+    command = [
+        *words(*run),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        "resume=auto",
+        "callback.checkpoint.every_steps=null",
+    ]
+    stopped = zygote.run("train", *command, fault(*place))
+    assert (stopped.code, latest(tmp_path / "run")) == (code, kept), stopped.err
+    assert stopped.err.count("\n") == 1
+    assert stopped.err.startswith(f"error: stopped by SIG{place[2].upper()}"), stopped.err
+    assert zygote.run("train", *command).code == 0
+    assert_same(tmp_path / "run", unbroken(*run))
+
+
+def test_waiting_for_data_stops_at_once(zygote, unbroken, tmp_path):
+    """The loader of the third batch hangs: what two steps have learnt is kept."""
+    command = [
+        *words("vae", "plain"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        "resume=auto",
+        "callback.checkpoint.every_steps=null",
+    ]
+    job = zygote.start("train", *command, fault(2, "loading", "sleep"))
+    wait_for(job, "fault: sleep")
+    begin = time.monotonic()
+    os.kill(job.pid, signal.SIGTERM)
+    assert job.wait().code == 143
+    assert time.monotonic() - begin < 10
+    assert latest(tmp_path / "run") == 2
+    assert zygote.run("train", *command).code == 0
+    assert_same(tmp_path / "run", unbroken("vae", "plain"))
+
+
+def test_a_step_that_never_ends_is_left_behind(zygote, tmp_path):
+    """With a grace of 3 s; SIGHUP before that stops nothing."""
+    command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "grace_seconds=3"]
+    job = zygote.start("train", *command, fault(4, "before_step", "sleep"))
+    wait_for(job, "fault: sleep")
+    os.kill(job.pid, signal.SIGHUP)
+    time.sleep(0.2)
+    begin = time.monotonic()
+    os.kill(job.pid, signal.SIGTERM)
+    done = job.wait()
+    assert (done.code, latest(tmp_path / "run")) == (143, 4)
+    assert 1 < time.monotonic() - begin < 5
+    assert "no step boundary within 3 s; the last checkpoint stands" in done.err
+
+
+def test_a_second_signal_stops_at_once(zygote, tmp_path):
+    command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "grace_seconds=100"]
+    job = zygote.start("train", *command, fault(4, "before_step", "sleep"))
+    wait_for(job, "fault: sleep")
+    os.kill(job.pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(job.pid, signal.SIGINT)
+    assert job.wait().code == 130
+
+
+def test_a_stop_after_training_loses_nothing(zygote, tmp_path):
+    run_dir = tmp_path / "run"
+    job = zygote.run("train", *words("vae", "plain"), f"hydra.run.dir={run_dir}", fault(12, "test_start", "term"))
+    assert (job.code, latest(run_dir)) == (143, 12)
+
+
+@pytest.mark.parametrize("seconds", [1, -1, float("nan"), "ten"])
+def test_a_grace_that_leaves_no_time_is_refused(seconds):
+    with pytest.raises(ConfigError, match="grace_seconds"):
+        Interruption().give(seconds)
+
+
+def test_busy_defers_and_idle_raises():
+    own = Interruption()
+    own.grace = 1e5
+    own.busy = own.may_leave = True
+    own._on_signal(signal.SIGTERM, None)
+    assert own.requested == signal.SIGTERM
+    with pytest.raises(Interrupted), own.waiting():
+        raise AssertionError("a request must be met before waiting begins")
+    assert not own.busy
+
+
+def wait_for(job, text, seconds=60):
+    path = Path(f"{job.log}.out")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{text!r} never came in {path}: {path.read_text()}")
