@@ -4,6 +4,7 @@
 """
 
 import os
+import resource
 import signal
 import time
 
@@ -102,6 +103,9 @@ class Fault(pl.Callback):
         if self.what == "sleep":
             print("fault: sleep", flush=True)
             time.sleep(60)
+        elif self.what == "memory":
+            resource.setrlimit(resource.RLIMIT_AS, (2**33, resource.RLIM_INFINITY))
+            torch.empty(2**34, dtype=torch.uint8)
         elif self.what == "poison":
             self.poisoned.view(-1)[0] = float("nan")
         else:

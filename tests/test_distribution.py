@@ -105,7 +105,7 @@ def test_mass_is_the_probability_of_discrete_values(name):
 
 
 def test_bits_are_asked_for_where_a_probability_is():
-    with pytest.raises(ValueError, match=r"bits only: dataset\.binarize=dynamic or static$"):
+    with pytest.raises(ValueError, match=r"bits only, train with dataset\.binarize=dynamic or static$"):
         Bernoulli().log_mass(draw(6, 2, 3, 3), images())
 
 

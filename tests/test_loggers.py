@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
 import wandb_file
@@ -59,18 +60,12 @@ def words(small):
 
 
 @pytest.fixture
-def online(monkeypatch, tmp_path):
+def online(monkeypatch):
     """Point W&B at an address, with little patience."""
 
     def at(url, timeout=2):
-        for name, value in {
-            "MODE": "online",
-            "BASE_URL": url,
-            "API_KEY": "x" * 40,
-            "CONFIG_DIR": str(tmp_path),
-        }.items():
-            monkeypatch.setenv(f"WANDB_{name}", value)
-        for name, value in QUICK.items():
+        account = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "x" * 40}
+        for name, value in (account | QUICK).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(wandb_run, "TIMEOUT", timeout)
 
@@ -82,16 +77,9 @@ def files_of(run_dir):
 
 
 def rows_of(file):
-    """The history of a W&B file: (number, content) of each row."""
-    rows = []
-    for message in wandb_file._messages(file.read_bytes()):
-        record = Record.FromString(message)
-        if record.HasField("history"):
-            content = {
-                ".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
-            }
-            rows.append(content)
-    return rows
+    """The history in a W&B file."""
+    records = map(Record.FromString, wandb_file._messages(file.read_bytes()))
+    return [wandb_file._items(record.history.item) for record in records if record.HasField("history")]
 
 
 def by_name(rows):
@@ -212,9 +200,11 @@ def test_a_closed_port(tmp_path, online, caplog):
     logger = wandb_run.wandb_logger(str(tmp_path), "x")
     assert "logging offline; upload what it holds with `wandb sync" in caplog.text
     logger.log_metrics({"a": 1.5}, step=3)
+    logger.log_image("picture", [np.zeros((2, 2, 3), dtype=np.uint8)], step=4)  # after 4 steps: of the row of step 3
     logger.finalize("success")
     wandb_run.close_wandb()
-    assert rows_of(files_of(tmp_path)[0])[0]["a"] == 1.5
+    (row,) = rows_of(files_of(tmp_path)[0])
+    assert (row["_step"], row["a"], row["picture.count"]) == (3, 1.5, 1)
 
 
 def test_a_wandb_process_that_dies(cli, words, tmp_path, monkeypatch):

@@ -44,7 +44,9 @@ def test_every_command_runs(cli, small, places):
         extra = [w for w in extra if not any(w.startswith(f"{own.partition('=')[0]}=") for own in words)]
         if entry == "sample":
             extra = [f"output=out{number}", "trainer=cpu"]
-        done = cli(entry, *words[3:], *extra, *(["num_samples=4"] if entry == "evaluate" else []))
+        if entry == "evaluate":
+            extra = ["num_samples=4", *(["score.num_images=4"] if "score=null" not in words else [])]
+        done = cli(entry, *words[3:], *extra)
         assert done.code == 0, f"{words}: {done.err}"
     assert load_model(places / "RUN").sample(2).shape == (2, 1, 8, 8)
 

@@ -31,7 +31,7 @@ FULL_ERROR = "GENBENCH_FULL_ERROR"  # what the user asked for in HYDRA_FULL_ERRO
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
-OmegaConf.register_new_resolver("suffix", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+OmegaConf.register_new_resolver("suffix", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, ...] = ()) -> None:

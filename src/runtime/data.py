@@ -18,7 +18,6 @@ from src.runtime.build import build, naming
 from src.runtime.interruption import INTERRUPTION
 
 Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
-WORKER_TIMEOUT = 180  # seconds for one batch
 BINARIZE = (None, "static", "dynamic")
 
 
@@ -33,6 +32,7 @@ def data_of(cfg: DictConfig) -> ImageDataModule:
             global_batch_size=node.global_batch_size,
             seed=cfg.seed,
             num_workers=node.num_workers,
+            worker_timeout=node.get("worker_timeout", 180),  # older runs do not name it
             flip=node.flip,
             binarize=node.binarize,
         )
@@ -42,7 +42,8 @@ class ImageDataModule(pl.LightningDataModule):
     """The three splits of a data set as loaders.
 
     load: split -> ImageData. image_shape: what the config says, checked against the images. global_batch_size: images
-    per optimiser step, over devices, nodes and accumulation. flip: mirror each training image with probability 1/2.
+    per optimiser step, over devices, nodes and accumulation. worker_timeout: seconds for a batch, after which a worker
+    counts as lost (0: never). flip: mirror each training image with probability 1/2.
     binarize: null, ``static`` (each image has its bits, whatever the seed) or ``dynamic`` (drawn anew at every visit).
     """
 
@@ -53,11 +54,14 @@ class ImageDataModule(pl.LightningDataModule):
         global_batch_size: int,
         seed: int,
         num_workers: int = 0,
+        worker_timeout: int = 180,
         flip: bool = False,
         binarize: str | None = None,
     ) -> None:
         super().__init__()
-        for name, count, least in (("global_batch_size", global_batch_size, 1), ("num_workers", num_workers, 0)):
+        counts = {"global_batch_size": global_batch_size, "num_workers": num_workers, "worker_timeout": worker_timeout}
+        for name, count in counts.items():
+            least = int(name == "global_batch_size")
             whole = isinstance(count, int) and count >= least
             require(whole, f"dataset.{name}", count, f"must be an integer >= {least}")
         require(binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic")
@@ -68,14 +72,16 @@ class ImageDataModule(pl.LightningDataModule):
         size = len(self.splits["train"])
         allowed = f"must be at most the {size} images of the training split"
         require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
-        self.global_batch_size, self.seed, self.num_workers = global_batch_size, seed, num_workers
+        self.global_batch_size, self.seed = global_batch_size, seed
+        timeout = worker_timeout if num_workers else 0  # without workers there is nobody to wait for
+        self.workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "timeout": timeout}
         self.flip, self.binarize = flip, binarize
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by seed and epoch; this rank's share of every global batch."""
         data = self.splits["train"]
         plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
-        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.num_workers)
+        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.workers)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, the same noise at every validation."""
@@ -95,7 +101,7 @@ class ImageDataModule(pl.LightningDataModule):
         own = max(1, size // world)
         plan = EvalPlan(len(self.splits[split]), mix(self.seed, split), own, self.trainer.global_rank, world)
         batches = self._batches(split, flip=False)
-        return DataLoader(batches, batch_size=None, sampler=plan, **_workers(self.num_workers))
+        return DataLoader(batches, batch_size=None, sampler=plan, **self.workers)
 
     def _batches(self, split: str, flip: bool) -> Batches:
         return Batches(self.splits[split], split, flip, self.binarize)
@@ -109,11 +115,6 @@ class ImageDataModule(pl.LightningDataModule):
                 f"({world} devices x trainer.accumulate_grad_batches={accumulate})"
             )
         return accumulate, world, trainer.global_rank
-
-
-def _workers(num: int) -> dict[str, Any]:
-    """Settings of a loader: a worker that hangs is given up; without workers there is nobody to wait for."""
-    return {"num_workers": num, "persistent_workers": num > 0, "timeout": WORKER_TIMEOUT if num else 0}
 
 
 class Batches(Dataset):
@@ -186,9 +187,8 @@ class ResumableLoader(DataLoader):
     every other one begins the next.
     """
 
-    def __init__(self, batches: Batches, plan: TrainPlan, num_workers: int) -> None:
+    def __init__(self, batches: Batches, plan: TrainPlan, workers: dict[str, Any]) -> None:
         # An own generator: creating an iterator then draws nothing from torch's global one.
-        workers = _workers(num_workers)
         super().__init__(batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers)
         self._continues = False
 

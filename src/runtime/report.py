@@ -83,10 +83,10 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     for label, place in _places(run_dir):
         console.print(f"  {label:<15} {place}")
     place = shlex.quote(_short(run_dir))
-    console.print(f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64")
-    console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}")
+    console.print(f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64", markup=False)
+    console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}", markup=False)
     longer = f"trainer.max_steps={2 * int(metrics['step'])}"
-    console.print(f"  resume    {resume_command(run_dir, longer)}")
+    console.print(f"  resume    {resume_command(run_dir, longer)}", markup=False)
 
 
 def resume_command(run_dir: Path, *more: str) -> str:

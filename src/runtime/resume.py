@@ -17,7 +17,8 @@ MUST_STAY = (  # everything else may change: how long, where, what is measured, 
     *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback.ema"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.limit_train_batches"),
 )
-MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.num_workers", "dataset.max_steps")
+MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.max_steps")
+MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
 TARGET = "._target_"
 SHOWN = 10  # differences; each value with at most 60 characters
 
