@@ -67,9 +67,9 @@ def run(words: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from src.runtime.comparison import compare
-    from src.runtime.comparison_table import WIDTH, show, write
-    from src.runtime.past_runs import find_runs
+    from src.comparison.comparison import compare
+    from src.comparison.runs import find_runs
+    from src.comparison.table import WIDTH, show, write
 
     comparison = compare(find_runs(arguments.runs), arguments.metric, arguments.sort)
     files = write(comparison, arguments.output)

@@ -22,9 +22,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     from pathlib import Path
 
     from src.checkpoint import find_checkpoint, read_checkpoint
-    from src.runtime.evaluation import Evaluation
-    from src.runtime.loggers import log_card
-    from src.runtime.past_runs import run_of
+    from src.comparison.runs import run_of
+    from src.evaluation.evaluation import Evaluation
+    from src.evaluation.loggers import log_card
 
     path = find_checkpoint(cfg.ckpt_path).resolve()
     output = Path(cfg.output).expanduser() if cfg.output else run_of(path)

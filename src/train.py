@@ -26,8 +26,9 @@ def train(cfg: DictConfig) -> float | None:
     from src.callback.checkpoint import Checkpoint
     from src.runtime.assemble import assemble
     from src.runtime.interruption import INTERRUPTION
-    from src.runtime.loggers import close_wandb, loggers_of
+    from src.runtime.loggers import loggers_of
     from src.runtime.run import run_directory
+    from src.runtime.wandb_run import close_wandb
 
     begin = time.monotonic()
     start, module, data, trainer, config = assemble(cfg)

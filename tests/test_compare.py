@@ -17,10 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from src.comparison.comparison import compare, direction
+from src.comparison.runs import Number, find_runs, read_run
+from src.comparison.table import Cell, Grid, formatted, show
 from src.errors import DataError
-from src.runtime.comparison import compare, direction
-from src.runtime.comparison_table import Cell, Grid, formatted, show
-from src.runtime.past_runs import Number, find_runs, read_run
 
 FID = "test/fid_classifier_360"
 DDIM = {"_target_": "src.sampler.ddim.ddim", "_partial_": True, "num_steps": 50}
@@ -365,7 +365,7 @@ def test_runs_without_numbers(cli, run, tmp_path):
 
 def test_nothing_heavy_is_read():
     heavy = "{'torch', 'hydra', 'omegaconf', 'matplotlib'}"
-    code = f"import sys, src.compare, src.runtime.comparison_table; print({heavy} & set(sys.modules))"
+    code = f"import sys, src.compare, src.comparison.table; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from evaluated import FAST, doctored, evaluated, numbers, pictures, trained  # noqa: F401 (a fixture)
 
-from src.runtime.evaluation import Evaluation
+from src.evaluation.evaluation import Evaluation
 from src.runtime.run import run_config
 
 

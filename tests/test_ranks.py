@@ -8,11 +8,11 @@ import torch.distributed as dist
 
 from src.dataset.base import ImageData
 from src.errors import ConfigError, DataError, StorageError
+from src.evaluation.generation import Judge
 from src.features.pixels import Pixels
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
 from src.noise import mix, randn
-from src.runtime.generation import Judge
 from src.runtime.ranks import failing_together, share_work
 from src.runtime.sampling import Sampler
 

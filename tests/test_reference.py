@@ -6,9 +6,9 @@ import torch
 
 from src.dataset.base import ImageData
 from src.dataset.digits import load
+from src.evaluation.reference import reference_of
 from src.features.base import Features
 from src.features.pixels import Pixels
-from src.runtime.reference import reference_of
 
 
 class Counting(Features):

@@ -8,9 +8,9 @@ from support import SHAPE, images, make_diffusion, make_vae
 from torch import nn
 
 from src.dataset.base import ImageData, to_uint8
+from src.evaluation.scoring import Scoring
 from src.model.base import CanEstimate, CanScore, Scores
 from src.runtime.data import ImageDataModule
-from src.runtime.scoring import Scoring
 
 UNIT = math.prod(SHAPE) * math.log(2)
 

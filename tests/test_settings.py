@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src.errors import ConfigError, ProjectError
+from src.evaluation.generation import Judge
 from src.model.diffusion import Diffusion
 from src.network.mlp import MLP
 from src.prediction import Epsilon, Sample, Velocity
 from src.runtime.assemble import assemble
-from src.runtime.generation import Judge
 from src.runtime.settings import check_settings
 from src.sampler.ddim import ddim
 from src.schedule.base import NoiseSchedule

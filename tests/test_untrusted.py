@@ -9,8 +9,8 @@ import torch
 from conftest import CONF, ROOT, options
 from omegaconf import OmegaConf
 
+from src.comparison.runs import read_run
 from src.errors import DataError
-from src.runtime.past_runs import read_run
 from src.untrusted import BUILT, MAX_NODES, MAX_TEXT, check_config, plain_yaml
 
 EVIL = "evil_module_of_a_test"
@@ -66,7 +66,7 @@ TARGETS = {  # by the node of the configuration that they stand in
     "model": [
         *("os.system", "torch.load", "torch.hub.load", "builtins.eval", f"{EVIL}.run", f"src.model.{EVIL}.run"),
         *("src.files.os.system", "torch.nn.modules.linear.torch.load", "src.model.vae.torch.load"),
-        *("src.files.write_text", "src.features.clip.CLIP", "src.dataset.mnist.load", "src.runtime.card.Card"),
+        *("src.files.write_text", "src.features.clip.CLIP", "src.dataset.mnist.load", "src.evaluation.card.Card"),
         *("src.model.vae.VAE.loss", "src.network.layers.nn.Linear", "src.network.unet._Block", "src.beta.require"),
         *("src.sampler.base.steps", "src.model", "src.model..vae.VAE", "src.model.vae.VAE\n", "", 7, None, ["a"]),
     ],

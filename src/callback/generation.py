@@ -9,11 +9,11 @@ import pytorch_lightning as pl
 
 from src.dataset.base import ImageData
 from src.errors import require
+from src.evaluation.generation import Judge
 from src.features.base import Features, HasAccuracy
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
 from src.runtime.data import ImageDataModule
-from src.runtime.generation import Judge
 from src.runtime.sampling import Sampler
 
 log = logging.getLogger(__name__)

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.runtime.build import build
-from src.runtime.card import Card
 from src.runtime.report import read_history
 from src.runtime.run import keep_earlier
-from src.runtime.wandb_run import ID_FILE, WandbRun, close_wandb
+from src.runtime.wandb_run import WandbRun
 
 
 def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logger]:
@@ -41,31 +40,6 @@ def log_outcome(loggers: list[Logger], run_dir: Path) -> None:
         if isinstance(logger, WandbRun):
             places = {"run_dir": str(run_dir), "checkpoint": str(run_dir / "checkpoints" / "last.ckpt")}
             logger.tell(lambda run, places=places: run.summary.update(places))
-
-
-def log_card(cfg: DictConfig, card: Card, output: Path) -> None:
-    """Give an evaluation to ``cfg.logger``, as runs of their own below ``output``/evaluation.
-
-    Numbers, their errors as ``<name>_error``, context and notes, and pictures where the logger takes any. Not to CSV
-    files: ``evaluation.json`` holds more.
-    """
-    with open_dict(cfg):
-        cfg.run_dir = str(output / "evaluation")
-    (output / "evaluation" / ID_FILE).unlink(missing_ok=True)
-    known = {name: value for name, value in card.values.items() if value is not None}
-    known |= {f"{name}_error": card.numbers[name].error for name in known if card.numbers[name].error is not None}
-    step = card.context["step"]
-    try:
-        for name, node in (cfg.get("logger") or {}).items():
-            if node and name != "csv":
-                logger = build(cfg, f"logger.{name}")
-                logger.log_hyperparams(card.context | {"notes": "\n".join(card.notes)})
-                logger.log_metrics(known, step=step)
-                for key, picture in card.pictures.items():
-                    log_picture(logger, key, picture, step)
-                logger.finalize("success")
-    finally:
-        close_wandb()
 
 
 def log_picture(logger: Logger, key: str, picture: np.ndarray, step: int) -> None:

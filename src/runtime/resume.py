@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.comparison.runs import option_of, typed
 from src.errors import ConfigError
-from src.runtime.past_runs import option_of, typed
 from src.runtime.settings import setting_of
 from src.runtime.start import Start
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.comparison.runs import typed
 from src.errors import ConfigError, require
 from src.runtime.explain import nearest
-from src.runtime.past_runs import typed
 
 AN_OBJECT = "an object: a node of settings with a _target_"
 PLAIN = {  # what a value of a configuration can be, by the type that a constructor declares

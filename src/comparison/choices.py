@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from src.runtime.past_runs import Run
+from src.comparison.runs import Run
 
 PLAIN = ("ckpt_path", "init_from", "evaluation")  # settings without a dot that are no groups
 

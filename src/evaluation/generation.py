@@ -11,12 +11,12 @@ from torch import Tensor
 
 from src.dataset.base import ImageData
 from src.errors import ConfigError, DataError, require
+from src.evaluation.reference import reference_of
 from src.features.base import CanClassify, Features
 from src.metric.base import Measurement, Reference, Samples
 from src.metric.generation import GenerationMetrics, pooled
 from src.model.base import CanSample
 from src.runtime.ranks import failing_together, gather
-from src.runtime.reference import reference_of
 from src.runtime.sampling import Sampler
 
 log = logging.getLogger(__name__)

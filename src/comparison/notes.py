@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from src.runtime.comparison import CONDITIONS, SEEDS, Comparison, direction
-from src.runtime.past_runs import Run, brief
+from src.comparison.comparison import CONDITIONS, SEEDS, Comparison, direction
+from src.comparison.runs import Run, brief
 
 LOSS = ("model", "likelihood", "beta", "prediction", "weighting")  # choices with which a loss changes its meaning
 FACTS = ("estimate", "importance_samples", "timesteps", "num_repeats")  # context of a number, beside its conditions

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from src.comparison.runs import brief
 from src.files import atomic_path, write_json, write_text
 from src.metric.base import Measurement
-from src.runtime.past_runs import brief
 from src.runtime.readings import reading
 from src.runtime.run import keep_earlier
 

@@ -13,16 +13,16 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.checkpoint import restore
 from src.errors import require
+from src.evaluation.card import Card
+from src.evaluation.codes import disentanglement, posterior_quality
+from src.evaluation.figures import bound_terms
+from src.evaluation.generation import Judge, named
 from src.features.base import HasAccuracy
 from src.metric.base import Measurement
 from src.model.base import CanEncode, CanEstimate, CanSample, CanScore, GenerativeModel, HasLikelihood, HasPosterior
 from src.module import GenerativeModule
 from src.runtime.build import build
-from src.runtime.card import Card
-from src.runtime.codes import disentanglement, posterior_quality
 from src.runtime.data import ImageDataModule, data_of
-from src.runtime.figures import bound_terms
-from src.runtime.generation import Judge, named
 from src.runtime.run import check_writable, run_config, typed_overrides
 from src.runtime.sampling import Sampler, shards_of
 from src.runtime.settings import check_settings

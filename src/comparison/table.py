@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from src.comparison.comparison import Comparison, Setting
+from src.comparison.notes import how_measured, notes, runs_table
+from src.comparison.runs import Number
 from src.files import write_text
-from src.runtime.comparison import Comparison, Setting
-from src.runtime.comparison_notes import how_measured, notes, runs_table
-from src.runtime.past_runs import Number
 
 FEW = 4  # settings that read well side by side
 NARROW = 20  # characters of a line in a header

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.comparison.choices import differing, short_names
+from src.comparison.runs import COSTS, STAGES, Number, Run, read_run, typed
 from src.errors import ConfigError, DataError
-from src.runtime.choices import differing, short_names
-from src.runtime.past_runs import COSTS, STAGES, Number, Run, read_run, typed
 
 LOWER = ("fid", "kid", "bits_per_dim", "nats")
 HIGHER = ("precision", "recall", "coverage", "inception_score", "mig", "sap", "dci", "psnr", "accuracy")

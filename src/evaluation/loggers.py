@@ -1,0 +1,37 @@
+"""A card for the loggers of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+
+from src.evaluation.card import Card
+from src.runtime.build import build
+from src.runtime.loggers import log_picture
+from src.runtime.wandb_run import ID_FILE, close_wandb
+
+
+def log_card(cfg: DictConfig, card: Card, output: Path) -> None:
+    """Give an evaluation to ``cfg.logger``, as runs of their own below ``output``/evaluation.
+
+    Numbers, their errors as ``<name>_error``, context and notes, and pictures where the logger takes any. Not to CSV
+    files: ``evaluation.json`` holds more.
+    """
+    with open_dict(cfg):
+        cfg.run_dir = str(output / "evaluation")
+    (output / "evaluation" / ID_FILE).unlink(missing_ok=True)
+    known = {name: value for name, value in card.values.items() if value is not None}
+    known |= {f"{name}_error": card.numbers[name].error for name in known if card.numbers[name].error is not None}
+    step = card.context["step"]
+    try:
+        for name, node in (cfg.get("logger") or {}).items():
+            if node and name != "csv":
+                logger = build(cfg, f"logger.{name}")
+                logger.log_hyperparams(card.context | {"notes": "\n".join(card.notes)})
+                logger.log_metrics(known, step=step)
+                for key, picture in card.pictures.items():
+                    log_picture(logger, key, picture, step)
+                logger.finalize("success")
+    finally:
+        close_wandb()
