@@ -75,7 +75,7 @@ def soak(folder: Path, num_faults: int, steps: int, seed: int, tell=lambda text:
         at = _step(store)
         what = draw.choices(list(WHATS), WHATS.values())[0]
         where = draw.choice(PLACES)
-        step = min(at + 1 + int(draw.expovariate(num_faults / steps)), steps - 2)
+        step = min(at + 1 + int(draw.expovariate(2 * num_faults / steps)), steps - 2)
         done = _run(zygote, [*words, fault(step, where, what)], (CODES[what], 0))
         struck += done.code != 0
         executed += max(step, _step(store)) - at
