@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises NonFiniteError where weights are not finite, StorageError when the disk refuses.
         """
         for name, value in checkpoint.get("state_dict", {}).items():
-            if value.is_floating_point() and not value.isfinite().all():
+            if value.is_floating_point() and not _finite(value):
                 step = checkpoint.get("global_step")
                 raise NonFiniteError(f"{name}: holds NaN or infinity after step {step}; the last checkpoint is kept")
         with atomic_path(path) as temporary:
@@ -46,6 +46,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: _PATH, map_location: object = None, weights_only: object = None) -> dict[str, Any]:
         """The content on the CPU, checked as everywhere; Lightning's own reader takes some paths for addresses."""
         return read_checkpoint(path)
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all are; their sum mostly tells, in a tenth of the time."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _megabytes(content: object) -> float:
