@@ -64,7 +64,10 @@ class GenerativeModule(pl.LightningModule):
 
     def _losses(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         losses = self.model.loss(batch.x, batch.label, generators(batch.seeds))
-        named = {f"{stage}/{name}": value for name, value in losses.items()}
         training = stage == "train"
+        values = losses.values()
+        if training and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # what is logged is of all ranks
+            values = self.trainer.strategy.reduce(torch.stack([value.detach() for value in values]), reduce_op="mean")
+        named = {f"{stage}/{name}": value for name, value in zip(losses, values, strict=True)}
         self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=not training, batch_size=len(batch.x))
         return losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -43,14 +44,17 @@ class CheckpointStore:
         return self.directory / f"{kind}-{step:08d}.ckpt"
 
     def candidates(self) -> list[Path]:
-        """Checkpoints to go on from, newest first; without a readable pointer all there are."""
-        latest = self._latest()
-        steps = [step for step in sorted(self._steps(), reverse=True) if latest is None or step <= latest]
+        """Checkpoints to go on from, newest first; all there are where the pointer cannot be read."""
         alone = self.directory / LAST
-        return [self.path(step) for step in steps] or ([alone] if alone.is_file() else [])
+        if not (self.directory / POINTER).exists():  # nothing was published, or it is a copy of the one file
+            return [alone] if alone.is_file() else []
+        latest = self._latest()
+        return [self.path(step) for step in sorted(self._steps(), reverse=True) if latest is None or step <= latest]
 
-    def publish(self, path: Path) -> None:
+    def publish(self, path: Path, best: Path | None = None) -> None:
         """Verify the file, make it the newest, and only then delete what is too old or of an abandoned future.
+
+        best: another name of this file, if it is the best so far; then those before it go.
 
         Raises StorageError when what was written reads back damaged; the pointer then stays where it was.
         """
@@ -63,10 +67,13 @@ class CheckpointStore:
         kept = sorted((other for other in self._steps() if other <= step), reverse=True)[: self.keep]
         for other in set(self._steps()) - set(kept):
             self.path(other).unlink(missing_ok=True)
+        for other in self.directory.glob("best-*.ckpt") if best else ():
+            if other != best:
+                other.unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove what killed processes have left half-written."""
-        for leftover in self.directory.glob(".*.tmp"):
+        """Remove what killed processes have left half-written anywhere in the run."""
+        for leftover in self.directory.parent.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
@@ -82,10 +89,10 @@ class CheckpointStore:
 
 
 def alias(path: Path, target: Path) -> None:
-    """Let ``target`` be a second name of the file, replacing what it was; a copy costs time and disk."""
+    """Let ``target`` be a second name of the file, replacing what it was."""
     with atomic_path(target) as temporary:
         temporary.unlink()
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links
-            temporary.symlink_to(path.name)
+            shutil.copyfile(path, temporary)

@@ -22,8 +22,9 @@ def train(cfg: DictConfig) -> float | None:
     Every object is built, and the data read, before the run directory exists. Raises subclasses of ProjectError.
     """
     from contextlib import nullcontext
+    from pathlib import Path
 
-    from src.callback.checkpoint import Checkpoint
+    from src.errors import require
     from src.runtime.assemble import assemble
     from src.runtime.interruption import INTERRUPTION
     from src.runtime.loggers import loggers_of
@@ -33,17 +34,20 @@ def train(cfg: DictConfig) -> float | None:
     begin = time.monotonic()
     start, module, data, trainer, config = assemble(cfg)
     first = trainer.is_global_zero
-    with run_directory(cfg, config, resumed=start.resumes) if first else nullcontext():
+    directory = run_directory(cfg, config, resumed=start.resumes) if first else nullcontext()
+    with INTERRUPTION.listening(), directory:
         try:
+            if first:
+                start.bring_along(Path(cfg.run_dir))
             trainer.loggers = loggers_of(cfg, config, start.step)
             start.warn_if_done(trainer.max_steps)
             begin_fit = time.monotonic()
             trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
             INTERRUPTION.leave_if_requested()
+            require(trainer.global_step > 0, "trainer.max_time", cfg.trainer.max_time, "was over before the first step")
             seconds = time.monotonic() - begin_fit
             images = (trainer.global_step - start.step) * data.global_batch_size
-            earlier = sum(callback.seconds for callback in trainer.callbacks if isinstance(callback, Checkpoint))
-            cost = {"train_seconds": earlier + seconds, "images_per_second": images / seconds}
+            cost = {"train_seconds": seconds, "images_per_second": images / seconds}
             return _finish(cfg, trainer, module, begin, cost)
         finally:
             close_wandb()
@@ -55,14 +59,20 @@ def _finish(
     """Test under the final weights, write metrics.json and the curves, print the summary."""
     from pathlib import Path
 
+    from src.callback.checkpoint import Checkpoint
     from src.files import write_json
     from src.runtime.loggers import log_outcome
     from src.runtime.report import draw_curves, read_history, show_summary
 
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics = {}
+    for callback in (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)):
+        metrics |= callback.metrics  # of the parts before
+        cost["train_seconds"] += callback.seconds
+    metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["step"] = trainer.global_step
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # Lightning forgets it where a fit is over
-    for judge in (trainer.validate, trainer.test):  # the last validation of the fit may be some steps old
+    pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)
+    for judge in () if pruned else (trainer.validate, trainer.test):  # the fit's last validation may be some steps old
         judge(module, trainer.datamodule, verbose=False)
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["parameters"] = sum(p.numel() for p in module.model.parameters())

@@ -3,6 +3,7 @@
 ``PYTHONPATH=tests python -m src.train '+callback.fault={_target_:faults.Fault,step:7,where:batch_end,what:kill}'``
 """
 
+import csv
 import os
 import resource
 import signal
@@ -24,6 +25,7 @@ WHERE = (
     "save",
     "link",
     "loading",
+    "rewrite",
     "test_start",
 )
 
@@ -37,7 +39,7 @@ class Fault(pl.Callback):
 
     def setup(self, trainer, pl_module, stage):
         self.trainer = trainer
-        if stage != "fit" or self.where not in ("save", "link", "loading"):
+        if stage != "fit" or self.where not in ("save", "link", "loading", "rewrite"):
             return
         if self.where == "loading":
             load = Batches.__getitem__
@@ -48,7 +50,16 @@ class Fault(pl.Callback):
 
             Batches.__getitem__ = slow
             return
-        if self.where == "save":
+        if self.where == "rewrite":
+            rows = csv.DictWriter.writerows
+
+            def half_of_them(writer, all_rows):
+                rows(writer, list(all_rows)[: len(all_rows) // 2])
+                self._strike("rewrite")
+                rows(writer, list(all_rows)[len(all_rows) // 2 :])
+
+            csv.DictWriter.writerows = half_of_them
+        elif self.where == "save":
             write = torch.save
 
             def half(content, path, *more, **settings):
@@ -108,5 +119,7 @@ class Fault(pl.Callback):
             torch.empty(2**34, dtype=torch.uint8)
         elif self.what == "poison":
             self.poisoned.view(-1)[0] = float("nan")
+        elif self.what == "group":
+            os.killpg(os.getpgid(0), signal.SIGTERM)
         else:
             os.kill(os.getpid(), getattr(signal, f"SIG{self.what.upper()}"))

@@ -99,11 +99,11 @@ def test_copies_and_what_another_model_brings_are_not_shown(run, tmp_path):
 
 
 def test_folders_of_images_differ_by_their_root_and_data_sets_do_not(run, tmp_path):
-    for dataset in ("mnist", "image_folder"):
+    for dataset in ("mnist", "image_folder", "webdataset"):
         for root in "xy":
             words = ("model=vae", f"dataset={dataset}", f"dataset.root={root}")
             run(f"{dataset}-{root}", *words, seed=ord(root), final={"test/loss": 1.0})
-    assert [len(setting.runs) for setting in compared(tmp_path).settings] == [1, 1, 2]
+    assert [len(setting.runs) for setting in compared(tmp_path).settings] == [1, 1, 2, 1, 1]
 
 
 def test_seeds_are_pooled_and_single_runs_keep_their_error(run, tmp_path):

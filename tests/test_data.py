@@ -18,7 +18,9 @@ def some_images(num=40):
 
 def module(batch=12, accumulate=1, world=1, rank=0, **settings):
     data = ImageDataModule(lambda split: some_images(), (1, 2, 3), batch, seed=5, **settings)
-    data.trainer = SimpleNamespace(accumulate_grad_batches=accumulate, world_size=world, global_rank=rank)
+    data.trainer = SimpleNamespace(
+        accumulate_grad_batches=accumulate, world_size=world, global_rank=rank, limit_train_batches=1.0
+    )
     return data
 
 

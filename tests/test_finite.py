@@ -44,7 +44,9 @@ def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, mod
     assert ("t" in images) == (model == "ddpm")
     assert any(layer["gradient"] is None for layer in record["layers"].values())
     assert all(layer["weight"] > 0 for layer in record["layers"].values() if layer["weight"])
-    assert "resume=auto" in record["replay"]
+    assert "on_nonfinite=raise" in record["replay"]
+    assert f"ckpt_path={run_dir}/checkpoints/step-00000007.ckpt" in record["replay"]
+    assert "trainer.max_steps=12" in record["replay"]
     assert zygote.run("train", *command).code == 0, "without the fault the same command goes on"
     assert (
         differences(read_checkpoint(run_dir)["state_dict"], read_checkpoint(unbroken(model, variant))["state_dict"])

@@ -21,7 +21,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_state_goes_on_with_one(zygote, t
     place = f"hydra.run.dir={tmp_path / 'run'}"
     done = zygote.run("train", *RUN, *TWO, place, fault(7, "batch_start", "term", rank))
     assert (done.code, latest(tmp_path / "run")) == (143, 8), done.err
-    assert done.err.splitlines() == ["error: stopped by SIGTERM; the same command with resume=auto goes on"]
+    assert done.err.splitlines() == ["error: stopped by SIGTERM; resume=auto with the same hydra.run.dir goes on"]
     resumed = zygote.run("train", *RUN, place, "resume=auto")
     assert (resumed.code, latest(tmp_path / "run")) == (0, 12), resumed.err
 

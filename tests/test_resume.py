@@ -16,7 +16,10 @@ KILLS = [  # model, variant, after so many steps, where
     ("vae", "plain", 5, "validation_end"),
     ("ddpm", "plain", 6, "save"),
     ("vae", "plain", 10, "link"),
+    ("ddpm", "plain", 11, "batch_end"),
+    ("vae", "plain", 12, "test_start"),
     ("ddpm", "workers", 7, "batch_end"),
+    ("vae", "limited", 3, "batch_end"),
     ("vae", "accumulated", 3, "batch_start"),
     ("ddpm", "accumulated", 4, "validation_batch"),
     ("ae", "epochs", 4, "validation_batch"),
@@ -50,3 +53,23 @@ def test_killed_again_and_again(zygote, unbroken, tmp_path):
         assert zygote.run("train", *command, fault(step, where)).code == -signal.SIGKILL
     assert zygote.run("train", *command).code == 0
     assert_same(tmp_path / "run", unbroken("ddpm", "plain"))
+
+
+def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
+    """``ckpt_path`` leaves the first run as it is; the second one has its history and its best checkpoint."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = words("vae", "plain")
+    assert zygote.run("train", *command, f"hydra.run.dir={first}", fault(8, "batch_end")).code == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    done = zygote.run("train", *command, f"ckpt_path={first}", f"hydra.run.dir={second}")
+    assert done.code == 0, done.err
+    assert_same(second, unbroken("vae", "plain"))
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+
+
+def test_a_history_is_never_half_written(zygote, unbroken, tmp_path):
+    """A new column makes the whole file new: killed in the middle of that, nothing is lost."""
+    command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+    assert zygote.run("train", *command, fault(5, "rewrite")).code == -signal.SIGKILL
+    assert zygote.run("train", *command).code == 0
+    assert_same(tmp_path / "run", unbroken("vae", "plain"))

@@ -24,8 +24,9 @@ from src.sampler.ddim import ddim
 from src.schedule.base import NoiseSchedule
 from src.weighting import Uniform
 
-LEFT_OUT = ("mnist", "fashion_mnist", "cifar10", "image_folder", "unet")  # no data at hand; unet_small at full size
-NO_NUMBERS = ("experiment", "logger")
+LEFT_OUT = ("mnist", "fashion_mnist", "cifar10", "image_folder", "webdataset")  # no data at hand
+LEFT_OUT += ("unet",)  # unet_small at full size
+NO_NUMBERS = ("experiment", "logger", "launcher", "sweep", "search")  # the last three are the driver's
 NUMBERS = ("sigma", "max_epochs", "limit_train_batches", "test_samples", "every_steps", "val_check_interval")
 OF_VAE = ("likelihood", "beta", "conv_autoencoder", "mlp_autoencoder")
 ALSO_CALLED = {"dataset.image_size": "dataset.image_shape", "trainer.num_nodes": "devices"}  # together with others

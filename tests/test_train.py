@@ -126,7 +126,8 @@ def test_a_multirun_trains_each_job_in_a_directory_of_its_own(cli, small, tmp_pa
     words = ["-m", "model=ae,vae", f"hydra.sweep.dir={tmp_path}/sweep", *small, "callback.generation=null"]
     done = cli("train", *words)
     assert done.code == 0, done.err
-    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0-ae-digits", "1-vae-digits"]
+    folders = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert folders == ["0-ae-digits", "1-vae-digits", "jobs"]
     assert load_model(tmp_path / "sweep" / "1-vae-digits").latent_dim == 16
 
 

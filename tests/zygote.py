@@ -69,8 +69,8 @@ class Zygote:
         return self.start(entry, *words, **environment).wait()
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=10)
+        self.process.kill()
+        self.process.wait()
 
 
 def _serve():
@@ -95,6 +95,7 @@ def _serve():
         else:
             answer = os.fork()
             if answer == 0:
+                os.setsid()  # a signal to the group of a job is its own affair
                 for stream, end in ((1, "out"), (2, "err")):
                     os.dup2(os.open(f"{job['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,17 @@ class Checkpoint(LastInOrder):
         self.best: float | None = None
         self.validates = False  # whether the state is from before a validation
         self.seconds = 0.0  # of training before this process
+        self.metrics: dict[str, float] = {}  # last values before this process
+        self._measured: Callable[[], dict[str, float]] = dict
         self._step = self._saved = -1
         self._limit: int | None = None  # trainer.max_steps while it is lifted
-        self._unpublished: Path | None = None
+        self._unpublished: tuple[Path, Path | None] | None = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """At its last step Lightning would return at once, and a validation that was cut off would never be run."""
+        checkpoint.get("callbacks", {}).pop("Timer", None)  # trainer.max_time is of each process
         loop, step = trainer.fit_loop.epoch_loop, checkpoint["global_step"]
         if trainer.state.fn == "fit" and 0 < loop.max_steps <= step:
             self._limit, loop.max_steps = loop.max_steps, step + 1
@@ -67,10 +71,13 @@ class Checkpoint(LastInOrder):
         """Validate where the run that is resumed was cut off before or within a validation."""
         INTERRUPTION.listen()
         self._step = trainer.global_step
+        self._measured = lambda: {name: value.item() for name, value in trainer.callback_metrics.items()}
         self._time = self._begin = time.monotonic()
         self._saved = self._step if self._step else -1
         if trainer.is_global_zero:
             self.store.clean()
+        if not list(self.store.directory.glob("best-*.ckpt")):
+            self.best = None  # it stayed with the run that this one was begun from
         loop = trainer.fit_loop.epoch_loop
         if self.validates:
             loop.val_loop.restarting = False
@@ -144,13 +151,15 @@ class Checkpoint(LastInOrder):
             self._publish(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, whether a validation is still to come at this step, and the time that it all took."""
+        """Best value, whether a validation is still to come at this step, time taken, last value of each metric."""
         seconds = self.seconds + time.monotonic() - self._begin
-        return {"best": self.best, "validates": self.validates, "seconds": seconds}
+        state = {"best": self.best, "validates": self.validates, "seconds": seconds}
+        return state | {"metrics": self.metrics | self._measured()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the checkpoint says."""
-        self.best, self.validates, self.seconds = (state_dict[name] for name in ("best", "validates", "seconds"))
+        for name in ("best", "validates", "seconds", "metrics"):
+            setattr(self, name, state_dict[name])
 
     def _is_time(self, step: int) -> bool:
         by_steps = self.every_steps is not None and step % self.every_steps == 0
@@ -164,17 +173,14 @@ class Checkpoint(LastInOrder):
         trainer.save_checkpoint(second if best else path)
         if best and trainer.is_global_zero:
             alias(second, path)
-            for other in self.store.directory.glob("best-*.ckpt"):
-                if other != second:
-                    other.unlink(missing_ok=True)
-        self._saved, self._time, self._unpublished = self._step, time.monotonic(), path
+        self._saved, self._time, self._unpublished = self._step, time.monotonic(), (path, second if best else None)
 
     def _publish(self, trainer: pl.Trainer) -> None:
         """Make the state the one to go on from, now that the numbers up to its step are written."""
         if self._unpublished is not None and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
-            self.store.publish(self._unpublished)
+            self.store.publish(*self._unpublished)
         self._unpublished = None
 
 

@@ -46,12 +46,13 @@ class Finite(pl.Callback):
     ) -> None:
         """Ask once per step, for all numbers together: it is the one time that the device is waited for."""
         losses = torch.stack(self._losses)
+        self._guilty = not bool(losses.isfinite().all())
         gradients = (
             [] if trainer.precision == "16-mixed" else [p.grad for p in pl_module.parameters() if p.grad is not None]
         )
         numbers = torch.stack([losses.abs().sum(), *torch._foreach_norm(gradients)])
         bad = not bool(numbers.isfinite().all())
-        if trainer.world_size > 1 and self.policy == "skip":  # all ranks, or none
+        if trainer.world_size > 1:  # all ranks, or none
             bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
         if bad:
             self._skip(trainer, losses)
@@ -74,14 +75,15 @@ class Finite(pl.Callback):
         """Record the step; raise, or take the gradients away: the optimiser leaves alone what has none."""
         step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
         folder = self.dirpath / f"nonfinite-{step:08d}"
-        if trainer.is_global_zero and self.skipped < RECORDS:
-            write_flight_record(folder, trainer, self._batches, losses)
+        own = folder if trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
+        if self.skipped < RECORDS and (self._guilty or trainer.is_global_zero):
+            write_flight_record(own, trainer, self._batches, losses)
         if self.policy == "raise":
             loss = (losses.sum() * trainer.accumulate_grad_batches / len(losses)).item()
             images = [index for batch in self._batches for index in batch.indices]
             raise NonFiniteError(
-                f"train/loss={loss:g} or its gradient at step {step} (optimizer.lr={rate:g}, images {images[:3]} and "
-                f"{len(images) - 3} more): not finite, recorded in {folder}; lower optimizer.lr, set "
+                f"train/loss={loss:g} or its gradient at step {step} (optimizer.lr={rate:g}, images {images[:3]} of "
+                f"{len(images)}): not finite, recorded in {folder}; lower optimizer.lr, set "
                 "trainer.gradient_clip_val, use trainer.precision=32-true, or go on with on_nonfinite=skip"
             )
         self.skipped += 1

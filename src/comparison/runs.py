@@ -23,7 +23,7 @@ COSTS = ("parameters", "step", "seconds", "train_seconds", "images_per_second", 
 OF_EVALUATION = ("parameters", "step", "sampling_seconds_per_image")  # costs that evaluation.json knows better
 PROTOCOL = ("weights", "sampler", "sampler_steps", "features_key", "precision")  # what an evaluation may choose anew
 HOLDERS = ("model", "callback")  # groups whose nodes may be resolved interpolations of others
-FOLDER = "image_folder"  # the data set that its root defines; elsewhere the root is a place like any other
+OF_ROOT = ("image_folder", "webdataset")  # data sets that their root defines; elsewhere it is a place like any other
 OMITTED = {  # names or paths of what is chosen anew for every run, only shown, or the copy of another setting
     *("seed", "run_dir", "cache_dir", "dirpath", "save_dir", "default_root_dir", "resume", "optimized_metric"),
     *("provenance", "logger", "callback.grid", "callback.checkpoint", "callback.lr_monitor", "callback.progress"),
@@ -172,7 +172,7 @@ def _settings(config: dict[str, Any]) -> dict[str, str]:
     config = {"model": None} | config
     held = {key: _own(config[key], originals) for key in HOLDERS if isinstance(config.get(key), dict)}
     settings = _typed(config | held)
-    if settings.get("dataset") != FOLDER:
+    if settings.get("dataset") not in OF_ROOT:
         settings.pop("dataset.root", None)
     return settings
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -67,12 +68,17 @@ def read_image(path: str, image_size: int, channels: int) -> Tensor:
 
     Raises DataError naming the file when it is corrupt, truncated, of another format or of more than MAX_PIXELS.
     """
+    if not os.path.isfile(path):  # a named pipe would be waited for for ever
+        raise DataError(f"cannot read image {path}: it is gone, or no ordinary file")
+    return decode_image(path, path, image_size, channels)
+
+
+def decode_image(source: str | BinaryIO, name: str, image_size: int, channels: int) -> Tensor:
+    """``read_image`` of an open file, or of the file at a path; ``name`` is what an error calls it."""
     try:
-        if not os.path.isfile(path):
-            raise DataError("it is gone, or no ordinary file")  # a named pipe would be waited for for ever
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's own limit, which is higher
-            with Image.open(path, formats=FORMATS) as opened:
+            with Image.open(source, formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise DataError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
                 picture = _convert(opened, "L" if channels == 1 else "RGB")
@@ -80,7 +86,7 @@ def read_image(path: str, image_size: int, channels: int) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise many kinds on damaged files
-        raise DataError(f"cannot read image {path}: {error}") from error
+        raise DataError(f"cannot read image {name}: {error}") from error
     return torch.from_numpy(np.array(picture)).view(image_size, image_size, channels).permute(2, 0, 1)
 
 

@@ -40,6 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint | {"config": self.config}, temporary)
             except RuntimeError as error:  # torch's writer hides the system's reason
                 need, free = _megabytes(checkpoint), shutil.disk_usage(temporary.parent).free / 1e6
+                if "DataLoader worker" in str(error):  # torch tells of it wherever the program stands
+                    raise
                 reason = f"about {need:.0f} MB needed, {free:.0f} MB free; free some space"
                 raise StorageError(f"cannot write {Path(path)}: {reason}") from error
 

@@ -17,10 +17,9 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from src.errors import ConfigError, ProjectError, first_line
+from src.errors import ConfigError, NonFiniteError, ProjectError, first_line
 from src.runtime.explain import explain
 from src.runtime.interruption import INTERRUPTION, Interrupted
 from src.runtime.secrecy import refuse_secrets
@@ -49,7 +48,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
     sys.argv[1:] = [literal(word) for word in own]
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
-        _quiet_logging()
+        quiet_logging()
         sys.argv[1:] = [*sys.argv[1:], *passed_on]  # Lightning starts further ranks with these words
         with open_dict(cfg):
             if of_run:
@@ -60,12 +59,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
             INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
             return task(cfg)
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra goes on with the other jobs and raises this at the end
             raise _Ended from error
 
     try:
         refuse_secrets([*own, *passed_on])
+        if of_run and {"-m", "--multirun"} & {*own}:
+            raise ConfigError("--multirun: only src.train takes it; give one run after the other")
         with INTERRUPTION.listening():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BaseException as ended:
@@ -83,7 +82,8 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
         traceback.print_exception(error)
-    if message and not (isinstance(error, Interrupted) and os.environ.get("LOCAL_RANK", "0") != "0"):  # said once
+    said = os.environ.get("LOCAL_RANK", "0") != "0" and isinstance(error, Interrupted | NonFiniteError)  # by rank 0
+    if message and not said:
         print(f"error: {message}", file=sys.stderr)
     return code
 
@@ -105,7 +105,10 @@ def literal(word: str) -> str:
     """Quote the value of a path setting so that Hydra's grammar takes ``=``, commas, blanks and any letter literally.
 
     ``hydra.run.dir`` becomes ``run_dir``: Hydra itself would create the directory before anything is checked.
+    ``launcher.jobs`` becomes ``hydra.launcher.jobs``: how jobs are started is no setting of theirs.
     """
+    if word.startswith("launcher."):
+        return f"hydra.{word}"
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") not in LITERAL or value in ("", "null"):
         return word
@@ -118,11 +121,8 @@ def literal(word: str) -> str:
 
 
 def _place_run(cfg: DictConfig) -> None:
-    """Fix the run directory: as asked, or new; the jobs of a multirun lie side by side in its folder."""
+    """Fix the run directory: as asked, or new."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        choices = hydra_config.runtime.choices
-        cfg.run_dir = f"{hydra_config.sweep.dir}/{hydra_config.job.num}-{choices.model}-{choices.dataset}"
     cfg.run_dir = str(Path(cfg.run_dir).expanduser().resolve())
     with (
         read_write(hydra_config),
@@ -140,7 +140,8 @@ class _Stdout(logging.StreamHandler):
         super().emit(record)
 
 
-def _quiet_logging() -> None:
+def quiet_logging() -> None:
     """Plain messages on standard output; libraries only from warnings on."""
+    logging.raiseExceptions = False  # what cannot be told, on a full disk or a closed pipe, is no reason to fail
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stdout()], force=True)
     logging.getLogger("src").setLevel(logging.INFO)

@@ -15,7 +15,7 @@ from src.dataset.base import SPLITS, Batch, ImageData, to_float
 from src.errors import ConfigError, DataError, require
 from src.noise import generator, mix
 from src.runtime.build import build, naming
-from src.runtime.interruption import INTERRUPTION
+from src.runtime.interruption import INTERRUPTION, leave_signals_to_parent
 
 Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
 BINARIZE = (None, "static", "dynamic")
@@ -75,12 +75,15 @@ class ImageDataModule(pl.LightningDataModule):
         self.global_batch_size, self.seed = global_batch_size, seed
         timeout = worker_timeout if num_workers else 0  # without workers there is nobody to wait for
         self.workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "timeout": timeout}
+        self.workers["worker_init_fn"] = leave_signals_to_parent
         self.flip, self.binarize = flip, binarize
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by seed and epoch; this rank's share of every global batch."""
         data = self.splits["train"]
         plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
+        limit = self.trainer.limit_train_batches  # an epoch ends there, also for one who resumes
+        plan.batches = min(len(plan), limit) if isinstance(limit, int) else int(len(plan) * limit)
         return ResumableLoader(self._batches("train", flip=self.flip), plan, self.workers)
 
     def val_dataloader(self) -> DataLoader:
@@ -148,9 +151,10 @@ class TrainPlan(Sampler[Key]):
         self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
         self.accumulate, self.world_size, self.rank = shares
         self.epoch, self.done = -1, 0  # batches of this epoch already given out
+        self.batches = num_images // global_batch_size * self.accumulate  # of an epoch
 
     def __len__(self) -> int:
-        return self.num_images // self.global_batch_size * self.accumulate
+        return self.batches
 
     def __iter__(self) -> Iterator[Key]:
         order = torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch)).tolist()

@@ -26,11 +26,14 @@ def explain(
     if isinstance(error, SystemExit):
         return _exit(error)
     if isinstance(error, Interrupted):
-        return error.exit_code, f"stopped by {error}; the same command with resume=auto goes on"
+        advice = "; resume=auto with the same hydra.run.dir goes on" if config_name == "train" else ""
+        return error.exit_code, f"stopped by {error}{advice}"
     if isinstance(error, ProjectError):
         return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return ConfigError.exit_code, _unknown_option(error)
+    if isinstance(error, MissingMandatoryValue) and error.full_key == "sweep.trial":
+        return ConfigError.exit_code, "sweep=...: is a study of many runs; add --multirun"
     if isinstance(error, MissingMandatoryValue):
         return ConfigError.exit_code, f"{error.full_key}: must be given, as in {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -61,7 +64,11 @@ def _outside(error: BaseException) -> tuple[int, str]:
             MemoryExhaustedError.exit_code,
             f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
         )
-    if re.search(r"gloo|nccl|connection (closed|reset)|broken pipe|socket", text, re.IGNORECASE):
+    if not isinstance(error, OSError) and re.search(
+        r"gloo|nccl|(connection|pair) (closed|reset|closure)|broken pipe|socket|waiting for clients",
+        text,
+        re.IGNORECASE,
+    ):
         reason = "another rank of this job is gone or does not answer; its own message tells why"
         return WorkerLostError.exit_code, f"{reason}, resume=auto goes on from the last checkpoint ({text})"
     if "DataLoader worker" in text or "DataLoader timed out" in text:

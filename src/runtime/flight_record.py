@@ -15,7 +15,8 @@ from src.dataset.base import Batch
 from src.files import atomic_path, write_text
 from src.model.base import DrawsTimes
 from src.noise import generators
-from src.runtime.report import resume_command
+from src.runtime.report import train_command
+from src.store import CheckpointStore
 
 
 def write_flight_record(folder: Path, trainer: pl.Trainer, batches: Sequence[Batch], losses: Tensor) -> None:
@@ -23,7 +24,7 @@ def write_flight_record(folder: Path, trainer: pl.Trainer, batches: Sequence[Bat
 
     record.json: losses of the micro-batches; per image its index in the training split, the key of its noise and its
     time t where the model draws one; per layer the norms of weights and gradients, null where not finite; the command
-    that goes on from the last checkpoint and comes to the same step with the same numbers.
+    that goes on from the last checkpoint, as long as it is there, and comes to the same step with the same numbers.
     """
     module = trainer.lightning_module
     record = {
@@ -34,11 +35,19 @@ def write_flight_record(folder: Path, trainer: pl.Trainer, batches: Sequence[Bat
         "losses": [_number(loss) for loss in losses * trainer.accumulate_grad_batches],
         "images": [_images(module.model, batch) for batch in batches],
         "layers": {name: _norms(parameter) for name, parameter in module.model.named_parameters()},
-        "replay": resume_command(folder.parent),
+        "replay": _replay(trainer, f"nonfinite-{trainer.global_step:08d}"),
     }
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
     with atomic_path(folder / "batch.pt") as temporary:
         torch.save([tuple(batch) for batch in batches], temporary)
+
+
+def _replay(trainer: pl.Trainer, name: str) -> str:
+    """A run of its own from the checkpoint before, with the same settings: it fails at the same step."""
+    run_dir = Path(trainer.default_root_dir)
+    found = CheckpointStore(run_dir / "checkpoints").candidates()
+    start = [f"ckpt_path={found[0]}"] if found else []
+    return train_command(f"hydra.run.dir={run_dir / name / 'replay'}", *start, "on_nonfinite=raise")
 
 
 def _images(model: nn.Module, batch: Batch) -> dict[str, Any]:

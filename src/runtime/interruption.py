@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -28,14 +29,15 @@ class Interruption:
 
     While ``busy`` the first signal is a request, which the training loop meets at the next boundary; otherwise, and
     for a second signal, Interrupted is raised where the program stands. ``may_leave``: whether the loop stands at a
-    boundary that all ranks leave at. Whatever happens, the process is gone after ``grace`` seconds. A
-    lost terminal (SIGHUP) stops nothing.
+    boundary that all ranks leave at. A thread sees signals also while the program is in C code: after ``grace``
+    seconds, or soon after a second signal, it ends the process whatever it does. A lost terminal stops nothing.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
         self.busy = self.may_leave = False
         self.grace = 10.0
+        self._depth = 0
 
     def give(self, seconds: float) -> None:
         """Set the grace; raises ConfigError for less than 2 s."""
@@ -45,23 +47,40 @@ class Interruption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle signals in the block; afterwards those who handled them before do so again."""
+        """Handle signals in the block; afterwards those who handled them before do so again.
+
+        Whatever ends the block after a signal is the signal's doing: it becomes Interrupted.
+        """
+        if self._depth or threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGHUP)}
+        terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+        ear, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        wakeup = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(ear,), daemon=True, name="signals").start()
+        signal.signal(signal.SIGHUP, lambda *_: _silence(terminals))
+        self._depth, self.requested = 1, None
         self.listen()
         try:
             yield
+        except Exception as error:
+            if self.requested is not None:
+                raise Interrupted(self.requested) from error
+            raise
         finally:
-            self.busy = self.may_leave = False
-            if threading.current_thread() is threading.main_thread():
-                for signum, handler in before.items():
-                    signal.signal(signum, handler)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(mouth)  # the thread ends, and with it the deadline
+            self.requested, self.busy, self.may_leave, self._depth = None, False, False, 0
 
     def listen(self) -> None:
         """Install the handlers. Again after Lightning has put its own around them, which wait for other ranks."""
-        if threading.current_thread() is threading.main_thread():
+        if self._depth:
             for signum in STOPPING:
                 signal.signal(signum, self._on_signal)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Ask for a stop, as another rank has been asked."""
@@ -86,17 +105,41 @@ class Interruption:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again = self.requested is not None
         self.requested = self.requested or signum
-        if not again:
-            deadline = threading.Timer(max(0.0, self.grace - MARGIN), self._give_up)
-            deadline.daemon = True
-            deadline.start()
         if again or not self.busy:
             raise Interrupted(self.requested)
 
-    def _give_up(self) -> None:
-        left = Interrupted(self.requested)
-        line = f"error: {left}: no step boundary within {self.grace:g} s; the last checkpoint stands\n"
-        os.write(2, line.encode())
+    def _watch(self, ear: int) -> None:
+        """Count signals as they arrive, and end the process when its time is over."""
+        seen: list[int] = []
+        with os.fdopen(ear, "rb", buffering=0) as pipe:
+            while signals := pipe.read(64):
+                for signum in signals:
+                    if signum in STOPPING:
+                        seen.append(signum)
+                        patience = max(0.0, self.grace - MARGIN) if len(seen) == 1 else 1.0
+                        threading.Thread(target=_give_up, args=(seen[0], patience, pipe), daemon=True).start()
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For data workers: a signal to the whole process group is the training's business, which ends its workers."""
+    for signum in (*STOPPING, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _silence(terminals: list[int]) -> None:
+    """Write to nowhere instead of a terminal that is gone; train.log has it all."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for terminal in terminals:
+        os.dup2(nowhere, terminal)
+    os.close(nowhere)
+
+
+def _give_up(signum: int, patience: float, pipe: object) -> None:
+    """End the process after so many seconds, unless it has stopped to listen: then it is on its way."""
+    time.sleep(patience)
+    if not pipe.closed:
+        left = Interrupted(signum)
+        os.write(2, f"error: stopped by {left} without waiting any longer; the last checkpoint stands\n".encode())
         os._exit(left.exit_code)
 
 

@@ -41,6 +41,14 @@ def locked(directory: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def held(directory: Path) -> bool:
+    """Whether a process that lives, or may live on another host, holds the lock of ``directory``."""
+    try:
+        return bool(_why_not(_owner((directory / NAME).read_text(encoding="utf-8")), directory / NAME))
+    except FileNotFoundError:
+        return False
+
+
 def _take(path: Path, mine: str) -> None:
     while True:
         try:

@@ -21,7 +21,7 @@ from src.files import atomic_path
 from src.runtime.readings import reading
 from src.runtime.run import typed_overrides
 
-NOT_REPEATED = ("run_dir=", "resume=", "ckpt_path=", "init_from=", "trainer.max_steps=")
+ONCE = ("run_dir=", "resume=", "ckpt_path=", "init_from=")  # words that a further start has its own of
 PATH_IN_QUOTES = re.compile(r"^([\w.]+=)'([^'\\]*)'$")  # as the command line hands paths to Hydra
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
@@ -91,9 +91,14 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
 
 def resume_command(run_dir: Path, *more: str) -> str:
     """What to type to go on with a run that was started by this command line."""
-    again = [PATH_IN_QUOTES.sub(r"\1\2", word) for word in typed_overrides() if not word.startswith(NOT_REPEATED)]
-    words = [*again, f"hydra.run.dir={_short(run_dir)}", "resume=auto", *more]
-    return f"python -m src.train {' '.join(map(shlex.quote, words))}"
+    return train_command(f"hydra.run.dir={_short(run_dir)}", "resume=auto", *more)
+
+
+def train_command(*words: str) -> str:
+    """This command line again, with other words about where it begins and ends, and these."""
+    new = tuple(f"{word.partition('=')[0]}=" for word in words)
+    again = [PATH_IN_QUOTES.sub(r"\1\2", word) for word in typed_overrides() if not word.startswith((*ONCE, *new))]
+    return f"python -m src.train {' '.join(map(shlex.quote, [*again, *words]))}"
 
 
 def _places(run_dir: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from src.errors import ConfigError, StorageError, first_line
 from src.files import write_text
 from src.runtime import lock
 from src.runtime.cli import literal
+
+log = logging.getLogger(__name__)
 
 OF_RUN = ("sampler", "features", "metric", "dataset")  # what sample and evaluate may change of a run
 COPIES = {  # where a resolved configuration holds a node a second time, because it was an interpolation
@@ -83,9 +86,13 @@ def _logged_to(path: Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except BaseException as error:  # the terminal gets one line
+        handler.emit(log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (error,), sys.exc_info()))
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # a full disk has been told of
+            handler.close()
 
 
 def _make(directory: Path, name: str) -> None:
@@ -113,7 +120,8 @@ def check_writable(directory: Path, name: str) -> None:
 def keep_earlier(path: Path) -> None:
     """Set a file of an earlier part of the run aside: ``metrics.csv`` becomes ``metrics-1.csv``, then ``-2``."""
     if path.exists():
-        number = 1 + len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))
+        earlier = (other.stem.rpartition("-")[2] for other in path.parent.glob(f"{path.stem}-*{path.suffix}"))
+        number = 1 + max((int(number) for number in earlier if number.isdecimal()), default=0)
         path.rename(path.with_stem(f"{path.stem}-{number}"))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
@@ -23,9 +24,10 @@ from src.errors import require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
+from src.runtime.build import build
 from src.runtime.pictures import grid
 from src.runtime.ranks import failing_together, gather, my_blocks
-from src.runtime.trainer import check_machine, check_seed
+from src.runtime.trainer import check_machine, check_seed, prepare_process
 
 log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager]
@@ -124,8 +126,9 @@ def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictCon
 
 def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
     """``cfg.num_samples`` images (N, C, H, W) uint8 on the first rank, None on others; every rank draws its share."""
-    settings = ("accelerator", "strategy", "devices", "num_nodes", "precision")
-    fabric = Fabric(**{name: cfg.trainer[name] for name in settings})
+    prepare_process()
+    settings = ("accelerator", "devices", "num_nodes", "precision")
+    fabric = Fabric(**{name: cfg.trainer[name] for name in settings}, strategy=_strategy(cfg))
     fabric.launch()
     fabric.to_device(model)
     shards = Shards(fabric.broadcast(shards.directory))  # a new output has another name in every process
@@ -136,6 +139,14 @@ def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
     if sampler.not_finite:
         log.warning("%d of the samples hold NaN or infinite values: the model has diverged", len(sampler.not_finite))
     return torch.cat(parts) if fabric.is_global_zero else None
+
+
+def _strategy(cfg: DictConfig) -> Strategy | str:
+    """Fabric's strategy; where ``trainer.strategy`` is a node, Fabric has a class of the same name and settings."""
+    if isinstance(cfg.trainer.strategy, str):
+        return cfg.trainer.strategy
+    target = cfg.trainer.strategy._target_.replace("pytorch_lightning.", "lightning_fabric.")
+    return build(cfg, "trainer.strategy", _target_=target)
 
 
 def write_samples(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from src.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.errors import ConfigError, require
+from src.files import atomic_path
 from src.model.base import GenerativeModel
 from src.store import CheckpointStore
 
@@ -27,6 +29,19 @@ class Start(NamedTuple):
     def step(self) -> int:
         """The optimiser step that training goes on from."""
         return 0 if self.path is None else self.content["global_step"]
+
+    def bring_along(self, run_dir: Path) -> None:
+        """Copy the history and the best checkpoint of the run that another directory goes on from."""
+        if self.path is None or self.resumes or self.path.parent.name != "checkpoints":
+            return
+        source = self.path.resolve().parents[1]
+        for part in source.glob("metrics*.csv"):
+            shutil.copyfile(part, run_dir / part.name)
+        for best in (source / "checkpoints").glob("best-*.ckpt"):
+            if int(best.stem.partition("-")[2]) <= self.step:
+                (run_dir / "checkpoints").mkdir(exist_ok=True)
+                with atomic_path(run_dir / "checkpoints" / best.name) as temporary:
+                    shutil.copyfile(best, temporary)
 
     def give_weights(self, model: GenerativeModel) -> None:
         """Load the weights; where the whole state is restored later, this checks that the checkpoint fits."""

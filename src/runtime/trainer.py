@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
 import re
+import signal
+import sys
 import warnings
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint
 
@@ -22,6 +28,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 LENGTHS = ("max_steps", "max_epochs")
 COUNTS = ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
 LIMITS = ("val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches")
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent is gone
 VALIDATIONS = 5  # of a run of known length, unless trainer.val_check_interval says otherwise
 
 
@@ -56,7 +63,7 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
 def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN401
     """The Trainer of ``cfg.trainer`` with callbacks, loggers and plugins; what this machine cannot do is refused."""
     check_trainer(cfg.trainer)
-    _silence()
+    prepare_process()
     unlimited = {key: -1 for key in LENGTHS if cfg.trainer[key] is None}
     saves = any(isinstance(callback, Checkpoint) for callback in objects.get("callbacks", ()))
     return build(cfg, "trainer", enable_checkpointing=saves, **unlimited, **objects)  # no checkpoints but ours
@@ -97,7 +104,7 @@ def check_trainer(node: DictConfig) -> None:
 
 
 def check_machine(node: DictConfig) -> None:
-    """Raise ConfigError when precision, accelerator or devices are unknown or not to be had on this machine."""
+    """Raise ConfigError when precision, accelerator or devices are unknown, or not those of this machine and job."""
     for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
         require(node[key] in allowed, f"trainer.{key}", node[key], f"must be one of {', '.join(allowed)}")
     gpus = CUDAAccelerator.auto_device_count() or int(MPSAccelerator.is_available())
@@ -115,11 +122,49 @@ def check_machine(node: DictConfig) -> None:
         sensible = devices == "auto" or (isinstance(devices, int) and 1 <= devices <= most)
         there = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
         require(sensible, "trainer.devices", devices, f"must be auto or from 1 to {most}: this machine has {there}")
+    if devices == "auto":
+        devices = gpus or 1
+    _check_ranks(devices if isinstance(devices, int) else len(CUDAAccelerator.parse_devices(devices)), nodes)
+    patience = OmegaConf.select(node, "strategy.timeout.seconds", default=1)
+    sensible = isinstance(patience, int | float) and 0 < patience <= 1e6
+    require(sensible, "trainer.strategy.timeout.seconds", patience, "must be a number of seconds from > 0 to 1e6")
+
+
+def _check_ranks(devices: int, nodes: int) -> None:
+    """Raise ConfigError unless this job has as many processes as the settings say: each would be a run of its own."""
+    job, world, here = os.environ, devices * nodes, devices
+    placed = "SLURM_NTASKS" in job and SLURMEnvironment.job_name() not in ("bash", "interactive")
+    launcher = "torchrun" if TorchElasticEnvironment.detect() else "Slurm" if placed else None
+    if launcher == "torchrun":
+        world, here = int(job["WORLD_SIZE"]), int(job["LOCAL_WORLD_SIZE"])
+    elif launcher == "Slurm":
+        world = int(job["SLURM_NTASKS"])
+        here = int(job.get("SLURM_NTASKS_PER_NODE", 1))
+        allowed = "tasks of a Slurm job are not placed; give --ntasks-per-node instead"
+        require(world == 1 or "SLURM_NTASKS_PER_NODE" in job, "--ntasks", world, allowed)
+    if (world, here) != (devices * nodes, devices):
+        raise ConfigError(
+            f"trainer.devices={devices} and trainer.num_nodes={nodes}: {launcher} has started {world} processes, "
+            f"{here} on a node; give trainer=ddp trainer.devices={here} trainer.num_nodes={world // here}"
+        )
+    alone = launcher is None and nodes > 1 and "MASTER_ADDR" not in job
+    advice = "this process was started alone; use torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+    require(not alone, "trainer.num_nodes", nodes, advice)
+    within = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    advice = "jobs of --multirun with several devices must be processes of their own; use launcher=local"
+    require(not within or world == 1, "trainer.devices", devices, advice)
 
 
 def _require_length(name: str, length: object) -> None:
     whole = isinstance(length, int) and length >= -1 and length != 0
     require(whole, name, length, "must be an integer >= 1, or -1 for no limit")
+
+
+def prepare_process() -> None:
+    """Silence Lightning where the choice is ours; a rank that another process has started ends with it, or is left."""
+    _silence()
+    if os.environ.get("LOCAL_RANK", "0") != "0" and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _silence() -> None:
@@ -135,5 +180,7 @@ def _silence() -> None:
         "logging interval",
         "LeafSpec",
         "Grad strides",
+        "sync_dist=True",  # what is logged without is the same on all ranks
+        "srun. command is available",
     ):
         warnings.filterwarnings("ignore", message=f".*{text}.*")

@@ -1,0 +1,235 @@
+"""How cost grows with processes and GPUs: the numbers of docs/scaling.md.
+
+python benchmarks/scaling.py measure [--rounds 3]   # here: ranks, jobs and samples, one thread each, as ratios
+python benchmarks/scaling.py derive                 # for GPUs, of experiment=cifar10_ddpm: nothing is run but shapes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, WARM = 25, 5
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+RUN = (  # the default DDPM (0.7 M parameters), nothing but steps
+    *("logger=csv", "callback.generation=null", "callback.grid=null", "trainer=cpu"),
+    *(f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
+)
+# Assumptions of the derived part: an H100 SXM, bfloat16.
+PEAK = 989e12  # FLOP/s, dense
+SHARE = 0.3  # of the peak that convolutions of this size reach
+LAUNCH = 5e-6  # seconds per kernel where the CPU cannot keep ahead
+LINKS = {"NVLink (450 GB/s)": 360e9, "InfiniBand (50 GB/s)": 40e9, "25 Gb Ethernet": 2.5e9}  # 80 % of the nominal
+BATCH = 128  # of the experiment, over all GPUs
+PER_PARAMETER = {"weights": 4, "gradients": 4, "Adam": 8, "average (EMA)": 4}  # bytes
+
+
+class Clock(pl.Callback):
+    """Every rank writes the seconds of its fastest step, and the CPU seconds of a middling one."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.times = path, []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """One more."""
+        self.times.append((time.perf_counter(), time.process_time()))
+        if trainer.global_step == STEPS:
+            wall, cpu = ([b - a for a, b in pairwise(times)] for times in zip(*self.times[WARM:], strict=True))
+            content = {"wall": min(wall), "cpu": statistics.median(cpu)}
+            Path(f"{self.path}-{trainer.global_rank}.json").write_text(json.dumps(content))
+
+
+def start(entry: str, *words: str) -> subprocess.Popen:
+    """A single-thread process of the command line; its further ranks have one thread each as well."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "benchmarks"),
+        "WANDB_MODE": "disabled",
+    }
+    command = [sys.executable, "-m", f"src.{entry}", *words]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+def step_seconds(folder: Path, jobs: int, *words: str) -> tuple[float, float]:
+    """Of runs at the same time: seconds of the fastest step (mean over the runs), CPU seconds of a step of all."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    clocks = [f"+callback.clock={{_target_:scaling.Clock,path:{place / str(job)}}}" for job in range(jobs)]
+    runs = [start("train", *RUN, *words, clock, f"hydra.run.dir={place}/run{i}") for i, clock in enumerate(clocks)]
+    if any(run.wait() for run in runs):
+        raise SystemExit("a run failed")
+    found = [json.loads(path.read_text()) for path in place.glob("*-*.json")]
+    return statistics.mean(one["wall"] for one in found), sum(one["cpu"] for one in found)
+
+
+def sample_seconds(folder: Path, num: int, *words: str) -> tuple[float, float]:
+    """Seconds of a whole command that draws ``num`` images."""
+    begin = time.perf_counter()
+    words = (f"ckpt_path={folder / 'model'}", f"num_samples={num}", "batch_size=32", *words)
+    start("sample", *words, f"output={tempfile.mkdtemp(dir=folder)}").wait()
+    return time.perf_counter() - begin, math.nan
+
+
+def measure(rounds: int) -> None:
+    """Fastest of all rounds, in turns: what else the machine does can only slow them down."""
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; global batch 128")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start("train", *RUN, f"hydra.run.dir={folder / 'model'}").wait()
+        cases = {
+            "1 process": lambda: step_seconds(folder, 1),
+            "2 ranks": lambda: step_seconds(folder, 1, *TWO),
+            "2 jobs": lambda: step_seconds(folder, 2),
+        }
+        cases |= {f"1 draws {num}": lambda num=num: sample_seconds(folder, num) for num in (64, 320)}
+        cases |= {f"2 draw {num}": lambda num=num: sample_seconds(folder, num, *TWO) for num in (64, 320)}
+        best = dict.fromkeys(cases, (math.inf, math.inf))
+        for _ in range(rounds):
+            for case, run in cases.items():
+                best[case] = tuple(map(min, best[case], run()))
+                print(f"{case}: {1000 * best[case][0]:.0f} ms, CPU {1000 * best[case][1]:.0f} ms", flush=True)
+            _report(best)
+
+
+def _report(best: dict[str, tuple[float, float]]) -> None:
+    one, ranks, jobs = (best[case] for case in ("1 process", "2 ranks", "2 jobs"))
+    alone, shared = (best[f"{who} 320"][0] - best[f"{who} 64"][0] for who in ("1 draws", "2 draw"))
+    print(f"efficiency of 2 ranks {one[0] / ranks[0] / 2:.2f}, by CPU time {one[1] / ranks[1]:.2f}")
+    print(f"efficiency of 2 jobs {one[0] / jobs[0]:.2f}, by CPU time {2 * one[1] / jobs[1]:.2f}")
+    print(f"2 ranks against 2 jobs {jobs[0] / ranks[0] / 2:.2f}, by CPU time {jobs[1] / ranks[1] / 2:.2f}")
+    print(f"efficiency of 2 ranks that sample {alone / shared / 2:.2f}", flush=True)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that launch a kernel: those that make a new tensor or write into one."""
+
+    VIEWS = (
+        "view",
+        "reshape",
+        "expand",
+        "permute",
+        "transpose",
+        "t.",
+        "slice",
+        "select",
+        "detach",
+        "unsqueeze",
+        "empty",
+    )
+    VIEWS += ("squeeze", "split", "chunk", "unbind", "alias", "as_strided")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.count += not str(func).removeprefix("aten.").lstrip("_").startswith(self.VIEWS)
+        return func(*args, **(kwargs or {}))
+
+
+def shape_costs() -> dict[str, float]:
+    """Parameters, FLOPs per image, kernels per step and bytes of activations of experiment=cifar10_ddpm."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["experiment=cifar10_ddpm", "dataset.root=x", "run_dir=x"])
+    with torch.device("meta"):
+        network = instantiate(cfg.network, _convert_="all")
+        x, t = torch.zeros(BATCH, 3, 32, 32), torch.ones(BATCH, dtype=torch.long)
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    with Kernels() as kernels:
+        with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = network(x, t)
+        with FlopCounterMode(display=False) as backward:
+            output.square().mean().backward()
+    activations = sum(size for storage, size in saved.items() if storage not in weights)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "forward": forward.get_total_flops() / BATCH,
+        "backward": backward.get_total_flops() / BATCH,
+        "kernels": kernels.count,
+        "activations": activations / BATCH,
+    }
+
+
+def derive() -> None:
+    """Print the derived tables of docs/scaling.md."""
+    costs = shape_costs()
+    print({name: f"{value:.4g}" for name, value in costs.items()})
+    _ranks(costs)
+    _memory(costs)
+    _samples(costs)
+
+
+def _ranks(costs: dict[str, float]) -> None:
+    image = (costs["forward"] + costs["backward"]) / (PEAK * SHARE)
+    floor = costs["kernels"] * LAUNCH
+    volume = 4 * costs["parameters"]
+    print(f"\na step: {1000 * image * BATCH:.1f} ms of arithmetic at batch {BATCH}, {1000 * floor:.1f} ms of launches")
+    print("GPUs  images each  volume MB  arithmetic ms " + "".join(f"{name:>24}" for name in LINKS))
+    for gpus in (1, 2, 4, 8, 16, 32, 64, 128):
+        sent = 2 * (gpus - 1) / gpus * volume
+        compute = BATCH / gpus * image
+        row = f"{gpus:>4}{BATCH / gpus:>13.0f}{sent / 1e6:>11.0f}{1000 * compute:>15.2f} "
+        for speed in LINKS.values():
+            ideal, real = (max(least, compute) for least in (0.0, floor))
+            efficiency = [image * BATCH / gpus / (t + max(0, sent / speed - 2 / 3 * t)) for t in (ideal, real)]
+            row += f"{1000 * sent / speed:>10.2f} ms {efficiency[0]:>4.2f} {efficiency[1]:>4.2f}"
+        print(row)
+    for name, speed in LINKS.items():
+        needed, many = 1.5 * 2 * volume / speed / image, BATCH * image
+        weak = many / (many + max(0, 2 * volume / speed - 2 / 3 * many))
+        print(f"{name}: hidden from {needed:.0f} images per GPU; with {BATCH} on each of many GPUs {100 * weak:.0f} %")
+
+
+def _memory(costs: dict[str, float]) -> None:
+    each = sum(PER_PARAMETER.values())
+    print(f"\nbytes per parameter {PER_PARAMETER}; activations {costs['activations'] / 1e6:.0f} MB per image (float32)")
+    for parameters in (costs["parameters"], 1e9, 10e9):
+        sizes = {gpus: each * parameters / gpus / 1e9 for gpus in (1, 8, 64)}
+        row = "  ".join(f"{gpus} GPUs {size:.3g} GB" for gpus, size in sizes.items())
+        print(f"{parameters / 1e6:.0f} M: DDP {each * parameters / 1e9:.3g} GB each; FSDP {row}")
+
+
+def _samples(costs: dict[str, float]) -> None:
+    print("\n50,000 samples, minutes on N GPUs")
+    for steps in (1000, 50):
+        seconds = 50_000 * steps * costs["forward"] / (PEAK * SHARE)
+        row = "  ".join(f"{gpus}: {seconds / gpus / 60:.3g}" for gpus in (1, 8, 64, 196))
+        print(f"{steps} evaluations: {row}")
+
+
+def main() -> None:
+    """Measure or derive."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "derive"))
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    if chosen.what == "measure":
+        measure(chosen.rounds)
+    else:
+        derive()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""One job of a multirun: its command, its files, and what became of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import ProjectError, WorkerLostError
+from src.files import write_json
+
+COMMAND = (sys.executable, "-m", "src.train")
+FOLDER = "jobs"  # of the sweep directory: <number>.log, what a job said, and <number>.json, what the table knows of it
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+OWN_CODES = range(2, 9)  # of the classes in src/errors.py
+
+
+class JobFailed(ProjectError):
+    """A job has ended with an error; the exit code is its own, or 8 where it was killed or met a defect."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        self.exit_code = code if code in OWN_CODES else WorkerLostError.exit_code
+
+
+@dataclass
+class Job:
+    """number: in the sweep. overrides: as Hydra composes them. metric_name: what a sweep optimises.
+
+    devices (a number or auto) on each of ``nodes`` machines are what the job's trainer asks for. status: waiting,
+    running, done, pruned, stopped or failed; detail: one line about the last two. handle: the job's name at a cluster.
+    """
+
+    number: int
+    overrides: list[str]
+    run_dir: Path
+    metric_name: str
+    devices: int | str = 1
+    nodes: int = 1
+    status: str = "waiting"
+    detail: str = ""
+    metric: float | None = None
+    code: int | None = None
+    handle: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The command of the job; given again, it goes on where the job was."""
+        return [*COMMAND, *self.overrides, f"hydra.run.dir={self.run_dir}", "resume=auto"]
+
+    def file(self, suffix: str) -> Path:
+        """``jobs/<number>.<suffix>`` beside the run directories."""
+        return self.run_dir.parent / FOLDER / f"{self.number}.{suffix}"
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do; then ``status`` and ``metric`` say how it ended."""
+        metrics = _read(self.run_dir / "metrics.json")
+        pruned = _read(self.run_dir / "pruned.json")
+        if metrics is None and pruned is None:
+            return False
+        self.status, self.detail = ("done", "") if pruned is None else ("pruned", "")
+        self.metric = (metrics or pruned).get(self.metric_name)
+        return True
+
+    def settle(self, code: int, why: str = "") -> None:
+        """Take note of how the process ended. code: exit status, minus the signal of one that was killed."""
+        self.code = code
+        if code == 0 and self.is_finished():
+            pass
+        elif code in STOPPED:
+            self.status, self.detail = "stopped", why or "the same command goes on from its checkpoint"
+        else:
+            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            self.status, self.detail = "failed", f"{how}: {why or self._last_words()}"
+        self.record()
+
+    def record(self) -> None:
+        """Write what the table knows."""
+        known = {"number": self.number, "overrides": self.overrides, "run_dir": str(self.run_dir), "code": self.code}
+        known |= {"status": self.status, "detail": self.detail, "metric": self.metric, "handle": self.handle}
+        write_json(self.file("json"), known)
+
+    def _last_words(self) -> str:
+        """The error line of the log, or its last line."""
+        try:
+            with open(self.file("log"), "rb") as log:
+                log.seek(max(0, log.seek(0, 2) - 65536))
+                lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            lines = []
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or ["no word"]
+        return said[-1][:300]
+
+
+def recorded(sweep_dir: Path) -> list[dict]:
+    """What is known of all jobs of a sweep directory, whoever has run them, by number."""
+    found = [_read(path) for path in (sweep_dir / FOLDER).glob("*.json")]
+    return sorted((known for known in found if known), key=lambda known: known["number"])
+
+
+def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The overrides of each job that not all have, as one text each; all of them where there is one job."""
+    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in words if word not in shared) for words in jobs]
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

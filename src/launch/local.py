@@ -1,0 +1,87 @@
+"""Jobs on this machine: so many at a time, each with GPUs and CPU cores of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from src.errors import require
+from src.launch import process
+from src.launch.job import Job
+
+log = logging.getLogger(__name__)
+POLL = 0.1  # seconds
+
+
+@dataclass
+class Local:
+    """jobs: how many at a time; null is as many as the GPUs serve, one without GPUs. grace: seconds a job has to stop.
+
+    Raises ConfigError for less than one, or a job that asks for its devices by name or on several machines.
+    """
+
+    jobs: int | None = None
+    grace: float = 10
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.jobs, int) and self.jobs >= 1
+        require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int, str]]:
+        """Run the jobs; yield each with its exit code as it ends. Leaving the loop stops what is running."""
+        slots = self._slots(jobs)
+        free, waiting, running = deque(slots), deque(jobs), {}
+        try:
+            while waiting or running:
+                for _ in range(len(waiting) if free else 0):
+                    job = waiting.popleft()
+                    if job.is_finished():  # by another driver, while this one waited for it
+                        yield job, 0, ""
+                    elif not free or (child := process.begin(job.words, job.file("log"), free[0])) is None:
+                        waiting.append(job)
+                    else:
+                        running[job.number] = job, child, free.popleft()
+                        job.status = "running"
+                        job.record()
+                for number, (job, child, slot) in list(running.items()):
+                    if child.poll() is not None:
+                        del running[number]
+                        free.append(slot)
+                        yield job, child.returncode, ""
+                time.sleep(POLL)
+        finally:
+            process.stop([child for _, child, _ in running.values()], self.grace)
+            for job, child, _ in running.values():
+                job.settle(child.returncode)
+
+    def _slots(self, jobs: Sequence[Job]) -> list[dict[str, str]]:
+        """The environment of each of the jobs that run at the same time."""
+        for job in jobs:
+            require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
+            counted = job.devices == "auto" or isinstance(job.devices, int)
+            require(counted, "trainer.devices", job.devices, "must be a number or auto: the launcher chooses which")
+        gpus = _gpus()
+        each = max((job.devices for job in jobs if isinstance(job.devices, int)), default=1)
+        num = self.jobs or max(1, len(gpus) // each)
+        share = max(each, len(gpus) // num)
+        base = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))} | process.environment()
+        chosen = [[gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))] for slot in range(num)]
+        return [base | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {}) for own in chosen]
+
+
+def _gpus() -> list[str]:
+    """The GPUs that the driver may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    words = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []

@@ -1,0 +1,73 @@
+"""A job as a process of this machine: one live process per job, and none that outlives who started it for long."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+OF_THE_OUTER_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")  # variables from which Lightning would take ranks and hosts
+
+
+def environment() -> dict[str, str]:
+    """Of a job: it finds ``src`` wherever it starts, and takes no rank of an allocation that the driver runs in."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_OUTER_JOB)}
+    if "SLURM_CONF" in os.environ:
+        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return kept
+
+
+def begin(words: Sequence[str], log: Path, variables: Mapping[str, str], wait: bool = False) -> subprocess.Popen | None:
+    """Start a job that writes to ``log``, or return None where a process of an earlier driver still does so.
+
+    The lock on the log is shared by all processes of the job and ends with the last of them: a driver that is started
+    again waits for what a killed one has left. On Linux the job is asked to stop when its parent dies.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return None
+        return subprocess.Popen(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=dict(variables),
+            start_new_session=True,  # Ctrl-C of a terminal reaches the driver alone, which tells the jobs once
+            preexec_fn=_die_with_parent,
+        )
+
+
+def stop(children: Iterable[subprocess.Popen], seconds: float) -> None:
+    """Ask the jobs to stop, which keep a checkpoint; after ``seconds``, or on a second signal, kill what is left."""
+    children = list(children)
+    try:
+        for child in children:
+            child.terminate()
+        end = time.monotonic() + seconds
+        while any(child.poll() is None for child in children) and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+
+
+def _die_with_parent() -> None:
+    if LIBC is not None:
+        LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)

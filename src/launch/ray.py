@@ -1,0 +1,139 @@
+"""Jobs on a Ray cluster: one that is there, or one that is started on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from src.errors import ConfigError, WorkerLostError, first_line, require
+from src.launch import process
+from src.launch.job import Job
+from src.runtime.interruption import INTERRUPTION
+
+log = logging.getLogger(__name__)
+PATIENCE = 12  # seconds until an address counts as unreachable
+POLL = 0.2
+RETRIES = 3  # of a job whose node was lost: it goes on from its checkpoint
+
+
+@dataclass
+class Ray:
+    """address: host:port of a cluster, or null to start one here. cpus, gpus: what a job needs, per device.
+
+    jobs: how many run at a time; null is as many as the cluster takes. All machines must see the sweep directory.
+    Raises ConfigError where Ray is not installed or nothing answers at the address.
+    """
+
+    address: str | None = None
+    jobs: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+    grace: float = 10
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.jobs, int) and self.jobs >= 1
+        require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        for name in ("cpus", "gpus"):
+            require(getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0")
+        self.ray = _import_ray()
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int, str]]:
+        """Hand the jobs over, at most ``jobs`` at a time; yield each as it ends. Leaving stops what is running."""
+        for job in jobs:
+            require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=ray")
+            counted = isinstance(job.devices, int)
+            require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
+        waiting, running = deque(jobs), {}
+        if jobs:
+            self._connect()
+        try:
+            while waiting or running:
+                while waiting and len(running) < (self.jobs or len(jobs)):
+                    job = waiting.popleft()
+                    running[self._start(job)] = job
+                ended, _ = self.ray.wait(list(running), timeout=POLL)
+                for task in ended:
+                    yield running.pop(task), *self._result(task)
+        finally:
+            self._stop(running)
+
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        advice = "give host:port of a running head node, or null to start a cluster on this machine"
+        try:
+            if self.address is not None:
+                _probe(self.address)
+            own = {} if self.address else {"include_dashboard": False}
+            self.ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"launcher.address={self.address}: no Ray there ({first_line(error)}); {advice}"
+            ) from error
+        INTERRUPTION.listen()  # Ray has put a handler of its own in its place
+
+    def _start(self, job: Job) -> object:
+        job.status = "running"
+        job.record()
+        needs = {"num_cpus": self.cpus * job.devices, "num_gpus": self.gpus * job.devices}
+        work = self.ray.remote(_work).options(max_retries=RETRIES, **needs)
+        return work.remote(job.words, str(job.file("log")), os.getcwd(), self.grace)
+
+    def _result(self, task: object) -> tuple[int, str]:
+        try:
+            return self.ray.get(task), ""
+        except self.ray.exceptions.TaskCancelledError:
+            return 143, "cancelled at the cluster"
+        except self.ray.exceptions.RayError as error:
+            return WorkerLostError.exit_code, f"Ray has lost it: {first_line(error)}"
+
+    def _stop(self, running: dict[object, Job]) -> None:
+        """Cancel, which ends each job with a checkpoint, and leave the cluster."""
+        for task in running:
+            self.ray.cancel(task)
+        if running:
+            self.ray.wait(list(running), num_returns=len(running), timeout=self.grace + 5)
+        for job in running.values():
+            job.settle(143)
+        self.ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Connect in a process that can be given up: Ray itself tries for minutes, and ends its process after that."""
+    words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            code = child.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            raise OSError(f"nothing that speaks Ray within {PATIENCE} s") from None
+    if code:
+        raise OSError("nothing answers")
+
+
+def _work(words: list[str], log_file: str, cwd: str, grace: float) -> int:
+    """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
+    os.chdir(cwd)
+    child = process.begin(words, Path(log_file), process.environment(), wait=True)
+    try:
+        while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
+            time.sleep(POLL)
+    finally:
+        process.stop([child], grace)
+    return child.returncode
+
+
+def _import_ray() -> ModuleType:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        why = "the package ray is not installed; install it with: make install EXTRAS=ray"
+        raise ConfigError(f"launcher=ray: {why}") from error

@@ -1,0 +1,37 @@
+"""The table of a sweep: job, overrides, status, metric, run directory."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Container
+from pathlib import Path
+
+from src.files import write_text
+from src.launch.job import differing, recorded
+
+COLUMNS = ("job", "overrides", "status", "metric", "run_dir", "detail")
+
+
+def write_table(sweep_dir: Path) -> None:
+    """Write ``jobs.csv``: all jobs of the directory, with all their overrides."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for job in recorded(sweep_dir):
+        words = " ".join(job["overrides"])
+        table.writerow([job["number"], words, job["status"], job["metric"], job["run_dir"], job["detail"]])
+    write_text(sweep_dir / "jobs.csv", text.getvalue())
+
+
+def print_table(sweep_dir: Path, numbers: Container[int] | None = None) -> None:
+    """Print the jobs of these numbers, or all: of the overrides those that tell them apart, names of directories."""
+    jobs = [job for job in recorded(sweep_dir) if numbers is None or job["number"] in numbers]
+    rows = [COLUMNS]
+    for job, words in zip(jobs, differing([job["overrides"] for job in jobs]), strict=True):
+        metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
+        rows.append((str(job["number"]), words, job["status"], metric, Path(job["run_dir"]).name, job["detail"]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{sweep_dir / 'jobs.csv'} has all overrides", flush=True)

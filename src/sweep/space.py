@@ -1,0 +1,120 @@
+"""Search spaces: overrides in Hydra's sweep syntax as Optuna's distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalChoiceType,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import GridSampler
+
+from src.errors import ConfigError, first_line
+from src.runtime.explain import nearest
+
+Space = dict[str, BaseDistribution]
+FORMS = "choice(a, b), range(start, stop, step), interval(low, high), int(interval(low, high)) or tag(log, ...) of one"
+
+
+class Grid(GridSampler):
+    """Every combination once; intervals have none."""
+
+    def after_trial(self, *_: object) -> None:
+        """Optuna would stop its own loop, which is not in use: the number of trials ends the study."""
+
+
+def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
+    """The space of ``config.sweep.space`` and of sweeping words, and the words that are the same for all jobs.
+
+    config: the composed configuration of the driver, which every key of the space must be in. A typed word wins over
+    the space of the YAML. Raises ConfigError for a key that does not exist, a form that is none, an empty space.
+    """
+    space: Space = {}
+    fixed = []
+    written = [f"{key}={text}" for key, text in config.sweep.space.items()]
+    for override in _parsed([*written, *words]):
+        key = override.get_key_element()
+        space.pop(key, None)
+        if override.is_sweep_override():
+            _check_key(config, override)
+            space[key] = _distribution(override)
+        elif override.input_line in written:
+            raise ConfigError(f"sweep.space.{override.input_line}: must be {FORMS}")
+        else:
+            fixed.append(override.input_line)
+    if not space:
+        advice = "write it in sweep.space, or type it, as in 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+        raise ConfigError(f"sweep.study={config.sweep.study}: the search space is empty; {advice}")
+    return space, fixed
+
+
+def _parsed(words: Sequence[str]) -> Iterator[Override]:
+    for word in words:
+        try:
+            yield OverridesParser.create().parse_override(word)
+        except OverrideParseException as error:
+            raise ConfigError(f"{word}: {first_line(error)}; must be {FORMS}") from error
+
+
+def _check_key(config: DictConfig, override: Override) -> None:
+    """Jobs would fail one by one."""
+    groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra/")]
+    known = [*groups, *names(OmegaConf.to_container(config, resolve=False))]
+    key = override.key_or_group
+    if not override.is_add() and key not in known:
+        advice = nearest(key, known) or "; --cfg job shows them all"
+        raise ConfigError(f"{override.input_line}: the search space names a setting that does not exist{advice}")
+
+
+def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings and nodes below ``node``, without those of Hydra and of the sweep itself."""
+    for key, value in node.items():
+        if prefix or key not in ("hydra", "sweep"):
+            yield f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                yield from names(value, f"{prefix}{key}.")
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    """``range`` ends before its stop, as everywhere in Hydra; what is not numbers in order is a choice of words."""
+    sweep = override.value()
+    try:
+        if override.is_interval_sweep():
+            kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
+            return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+        words = list(override.sweep_string_iterator())
+        if not override.is_range_sweep() or sweep.shuffle or sweep.step <= 0:
+            return CategoricalDistribution(words)
+        if isinstance(sweep.start, int) and isinstance(sweep.step, int):
+            return IntDistribution(int(words[0]), int(words[-1]), step=sweep.step, log="log" in sweep.tags)
+        return FloatDistribution(sweep.start, float(words[-1]), step=sweep.step)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"{override.input_line}: {first_line(error)}; must be {FORMS}") from error
+
+
+def grid(space: Space) -> dict[str, list[CategoricalChoiceType]]:
+    """All values of every setting. Raises ConfigError where there are infinitely many."""
+    return {key: _values(key, distribution) for key, distribution in space.items()}
+
+
+def _values(key: str, distribution: BaseDistribution) -> list[CategoricalChoiceType]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if distribution.step is None or distribution.log:
+        raise ConfigError(f"{key}=interval(...): a grid needs values; use choice(...) or range(...)")
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    return [distribution.low + i * distribution.step for i in range(count)]
+
+
+def size(space: Space) -> int:
+    """Number of combinations."""
+    return prod(len(values) for values in grid(space).values())

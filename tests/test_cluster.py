@@ -1,0 +1,182 @@
+"""Multiruns on a real Slurm (which SLURM_CONF names) and a real Ray; ``make test-cluster`` starts both."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from runs import assert_same, words
+
+from src.launch.job import recorded
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm: run make test-cluster"),
+]
+SLURM = ("launcher=slurm", "launcher.poll=1")
+IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")  # Ray calls out at start
+SLOW = "+callback.slow={_target_:slow.Slow,seconds:0.5}"
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Start a driver; one that is left is stopped, and with it its jobs."""
+    started = []
+
+    def start(*words, before=()):
+        with open(tmp_path / "driver.log", "a") as log:
+            command = [
+                *before,
+                sys.executable,
+                "-m",
+                "src.train",
+                "-m",
+                f"hydra.sweep.dir={tmp_path / 'sweep'}",
+                *words,
+            ]
+            environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.terminate()
+        driver.wait(60)
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.2)
+
+
+def said(tmp_path):
+    return (tmp_path / "driver.log").read_text() + "".join(p.read_text() for p in tmp_path.glob("sweep/jobs/*.log"))
+
+
+def statuses(tmp_path):
+    return [job["status"] for job in recorded(tmp_path / "sweep")]
+
+
+def handles(tmp_path):
+    return [job["handle"] for job in recorded(tmp_path / "sweep")]
+
+
+def slurm(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def latest(run_dir):
+    try:
+        return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
+    """Two at a time: one fails, one is cancelled while it runs, one while it waits, the others are done."""
+    driver = drive(*words("vae", "plain"), *SLURM, "launcher.jobs=2", "seed=-1,1,2,3", SLOW)
+    wait_until(lambda: len(handles(tmp_path)) == 4 and all(handles(tmp_path)))
+    array = handles(tmp_path)
+    assert [handle.split("_")[1] for handle in array] == ["0", "1", "2", "3"]
+    slurm("scancel", array[3])
+    wait_until(lambda: latest(tmp_path / "sweep" / "1-vae-digits") >= 2)
+    slurm("scancel", array[1])
+    assert driver.wait(100) == 2, said(tmp_path)
+    assert statuses(tmp_path) == ["failed", "stopped", "done", "stopped"], said(tmp_path)
+    assert recorded(tmp_path / "sweep")[0]["detail"].startswith("exit code 2: seed=-1: must be an integer")
+    kept = latest(tmp_path / "sweep" / "1-vae-digits")
+    assert kept >= 2
+    assert drive(*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", SLOW).wait(100) == 2, said(tmp_path)
+    assert statuses(tmp_path) == ["failed", "done", "done", "done"], said(tmp_path)
+    assert handles(tmp_path)[2] == array[2], "a job that is done is not done again"
+
+
+def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken, tmp_path):
+    """USR1, as Slurm sends before the time limit: the job keeps a checkpoint, is requeued and ends with equal bits."""
+    run_dir = tmp_path / "sweep" / "0-vae-digits"
+    command = [*words("vae", "plain"), *SLURM, SLOW]
+    driver = drive(*command)
+    wait_until(lambda: latest(run_dir) >= 2)
+    (handle,) = handles(tmp_path)
+    driver.kill()
+    driver.wait()
+    slurm("scancel", "--signal=USR1", handle)
+    wait_until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", handle))
+    assert drive(*command).wait(100) == 0, said(tmp_path)
+    assert handles(tmp_path) == [handle], "the driver has found its job again"
+    assert "stopped by SIGUSR1" in said(tmp_path)
+    assert_same(run_dir, unbroken("vae", "plain"))
+
+
+def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
+    """Two tasks by srun, stopped and requeued in the middle."""
+    run_dir = tmp_path / "sweep" / "0-ae-digits"
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2")
+    driver = drive(*words("ae", "plain"), *two, *SLURM, SLOW)
+    wait_until(lambda: latest(run_dir) >= 2)
+    (handle,) = handles(tmp_path)
+    assert "n[1-2]" in slurm("squeue", "-h", "-r", "-o", "%i %N", "-j", handle)
+    slurm("scancel", "--signal=USR1", handle)
+    assert driver.wait(120) == 0, said(tmp_path)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", handle), said(tmp_path)
+    mine, one = (json.loads((path / "metrics.json").read_text()) for path in (run_dir, unbroken("ae", "plain")))
+    assert mine["step"] == one["step"] == 12
+    for name in ("val/loss", "test/loss"):
+        assert mine[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
+    command = ["srun", "-N1", "--ntasks-per-node=2", sys.executable, "-m", "src.train", *words("vae", "plain")]
+    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "trainer.devices=1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_driver_cancels_its_jobs(drive, tmp_path):
+    driver = drive(*words("vae", "plain"), *SLURM, "launcher.jobs=1", "seed=1,2", SLOW)
+    wait_until(lambda: latest(tmp_path / "sweep" / "0-vae-digits") >= 2)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 143, said(tmp_path)
+    assert statuses(tmp_path) == ["stopped", "stopped"], said(tmp_path)
+    states = slurm("squeue", "-h", "-r", "-t", "all", "-o", "%i %T")
+    assert all(f"{handle} CANCELLED" in states for handle in handles(tmp_path))
+
+
+def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
+    """Slurm stops the other rank, which is no reason to go back into the queue: it would fail for ever."""
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=1")
+    driver = drive(
+        *words("vae", "plain"), *two, *SLURM, "+callback.fault={_target_:faults.Fault,step:3,where:batch_start,rank:1}"
+    )
+    assert driver.wait(100) == 8, said(tmp_path)
+    assert statuses(tmp_path) == ["failed"]
+    assert "Restarts=0" in slurm("scontrol", "show", "job", handles(tmp_path)[0])
+
+
+def test_jobs_on_ray(drive, unbroken, tmp_path):
+    """One fails. The other is stopped with its driver, goes on with the next, loses its worker, and has equal bits."""
+    command = [*words("vae", "plain"), "launcher=ray", "seed=0,-1", SLOW]
+    driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
+    run_dir = tmp_path / "sweep" / "0-vae-digits"
+    wait_until(lambda: latest(run_dir) >= 2, 90)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 143, said(tmp_path)
+    assert "stopped by SIGTERM" in (tmp_path / "sweep" / "jobs" / "0.log").read_text()
+    kept = latest(run_dir)
+    driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
+    wait_until(lambda: latest(run_dir) > kept, 90)
+    job = json.loads((run_dir / ".lock").read_text())["pid"]
+    os.kill(int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    assert driver.wait(120) == 2, said(tmp_path)
+    assert statuses(tmp_path) == ["done", "failed"], said(tmp_path)
+    assert_same(run_dir, unbroken("vae", "plain"))

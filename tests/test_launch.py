@@ -1,0 +1,221 @@
+"""Multiruns: every job a process of its own, whatever happens to it, to the others or to the driver."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import standin
+
+from src.errors import ConfigError
+from src.launch import job as jobs
+from src.launch.job import Job, recorded
+from src.launch.local import Local
+from src.launch.ray import Ray
+from src.launch.slurm import Slurm
+
+STANDIN = (sys.executable, standin.__file__)
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "COMMAND", STANDIN)
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Start a driver of stand-in jobs; what is left of it is killed."""
+    started = []
+
+    def start(*words, seconds):
+        with open(tmp_path / "driver.log", "a") as log:
+            driver = subprocess.Popen(
+                [*STANDIN, "drive", "-m", "model=vae", f"hydra.sweep.dir={tmp_path / 'sweep'}", *words],
+                env=os.environ | {"STANDIN_SECONDS": str(seconds)},
+                stdout=log,
+                stderr=log,
+            )
+        started.append(driver)
+        return driver
+
+    yield start
+    for driver in started:
+        driver.kill()
+        driver.wait()
+
+
+def starts(sweep_dir):
+    """Number of the job -> how often it was started."""
+    found = sweep_dir.glob("*/starts")
+    return {int(path.parent.name.split("-")[0]): len(path.read_text().splitlines()) for path in found}
+
+
+def statuses(sweep_dir):
+    return [job["status"] for job in recorded(sweep_dir)]
+
+
+def wait_until(holds, seconds=30):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.05)
+
+
+def test_twenty_jobs_of_which_three_fail(cli, sweep):
+    words = ["-m", "model=vae", "seed=range(0,20)", f"hydra.sweep.dir={sweep}", "launcher.jobs=4"]
+    done = cli("train", *words)
+    assert done.code == 8, "the first that failed was killed"
+    said = f"error: job 0 failed: killed by SIGKILL: this is the job of seed 0 (3 of 20 jobs not done); see {sweep}"
+    assert done.err == f"{said}/jobs.csv\n"
+    rows = list(csv.DictReader((sweep / "jobs.csv").read_text().splitlines()))
+    assert [int(row["job"]) for row in rows] == list(range(20))
+    for seed, row in enumerate(rows):
+        assert row["overrides"] == f"model=vae seed={seed}"
+        assert (row["status"], row["metric"]) == (("done", str(seed / 2)) if seed % 7 else ("failed", ""))
+        assert row["run_dir"] == str(sweep / f"{seed}-vae-digits")
+        assert f"job of seed {seed}\n" in (sweep / "jobs" / f"{seed}.log").read_text()
+    assert rows[14]["detail"] == "exit code 1: seed=14: is divisible by 7"
+    table = [line.split() for line in done.out.splitlines() if line[:1].isdigit() and "vae-digits" in line]
+    assert table[14][:4] == ["14", "seed=14", "failed", "14-vae-digits"]
+    assert table[15] == ["15", "seed=15", "done", "7.5", "15-vae-digits"]
+    assert cli("train", *words).code == 8
+    assert starts(sweep) == {seed: 1 if seed % 7 else 2 for seed in range(20)}, "only those that failed run again"
+
+
+def test_a_killed_driver_is_started_again(drive, tmp_path):
+    sweep = tmp_path / "sweep"
+    first = drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=1)
+    wait_until(lambda: "done" in statuses(sweep) and len(starts(sweep)) >= 3)
+    first.kill()
+    first.wait()
+    done = [job["number"] for job in recorded(sweep) if job["status"] == "done"]
+    assert 0 < len(done) < 5
+    before = starts(sweep)
+    assert drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=0).wait(30) == 0, (tmp_path / "driver.log").read_text()
+    assert statuses(sweep) == ["done"] * 5
+    for number, times in starts(sweep).items():
+        assert times == 1 if number in done else times <= before.get(number, 0) + 1
+    assert all((sweep / f"{n}-vae-digits" / "checkpoint").exists() for n in before if n not in done), (
+        "were asked to stop"
+    )
+
+
+def test_two_drivers_share_the_jobs(drive, tmp_path):
+    two = [drive("seed=1,2,3,4", seconds=0.7) for _ in range(2)]
+    assert [driver.wait(60) for driver in two] == [0, 0]
+    assert starts(tmp_path / "sweep") == dict.fromkeys(range(4), 1)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_driver_stops_its_jobs(drive, tmp_path, signum, code):
+    sweep = tmp_path / "sweep"
+    driver = drive("seed=1,2,3", "launcher.jobs=2", seconds=100)
+    wait_until(lambda: len(starts(sweep)) == 2)
+    time.sleep(0.3)
+    driver.send_signal(signum)
+    assert driver.wait(20) == code
+    assert statuses(sweep) == ["stopped", "stopped", "waiting"]
+    assert len(list(sweep.glob("*/checkpoint"))) == 2
+    said = (tmp_path / "driver.log").read_text()
+    assert f"the same command with hydra.sweep.dir={sweep} goes on" in said
+
+
+REFUSED = [
+    (["seed=range(3,3)"], "--multirun: the sweep is empty"),
+    (["seed=1", "model=nope,vae"], "model=nope: no such option"),
+    (["seed=1", "launcher=local", "launcher.jobs=0"], "launcher.jobs=0: must be an integer >= 1"),
+    (["seed=1", "launcher=nowhere"], "launcher=nowhere: no such option; there are local, ray, slurm"),
+    (["seed=1", "trainer.num_nodes=2"], "trainer.num_nodes=2: must be 1 with launcher=local"),
+    (["seed=1", "trainer.devices=[0,1]"], "trainer.devices=[0, 1]: must be a number or auto"),
+    (["seed=1", "launcher=slurm"], "launcher=slurm: there is no sbatch here; start this on a login node"),
+    (["seed=1", "launcher=slurm", "launcher.lead=3600"], "launcher.lead=3600: must be less than launcher.minutes=60"),
+    (
+        ["seed=1", "launcher=ray"],
+        "launcher=ray: the package ray is not installed; install it with: make install EXTRAS=",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED)
+def test_what_cannot_work_is_refused(cli, sweep, monkeypatch, words, message):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = cli("train", "-m", *words, f"hydra.sweep.dir={sweep}")
+    assert done.code == 2, done.err
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not list(sweep.glob("*/starts"))
+
+
+def test_a_directory_of_another_sweep_is_refused(cli, sweep):
+    assert cli("train", "-m", "model=vae", "seed=1,2", f"hydra.sweep.dir={sweep}").code == 0
+    done = cli("train", "-m", "model=vae", "seed=1,3", f"hydra.sweep.dir={sweep}")
+    assert done.code == 2
+    assert f"hydra.sweep.dir={sweep}: job 1 was another one (seed=2 seed=3); choose another" in done.err
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_PROCID"])
+def test_one_driver_is_enough(cli, sweep, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    done = cli("train", "-m", "model=vae", "seed=1,2", f"hydra.sweep.dir={sweep}")
+    assert done.code == 2
+    assert "would run once per rank" in done.err
+
+
+@pytest.mark.parametrize("entry", ["sample", "evaluate"])
+def test_only_training_has_jobs(cli, entry):
+    done = cli(entry, "--multirun", "ckpt_path=x", "seed=1,2")
+    assert (done.code, done.err.splitlines()) == (
+        2,
+        ["error: --multirun: only src.train takes it; give one run after the other"],
+    )
+
+
+SLOTS = [  # GPUs of the machine, launcher.jobs, trainer.devices -> GPUs of each slot
+    ("0,1,2,3", None, 1, ["0", "1", "2", "3"]),
+    ("0,1,2,3", None, 2, ["0,1", "2,3"]),
+    ("4,5", 4, 1, ["4", "5", "4", "5"]),
+    ("0,1,2,3", 2, "auto", ["0,1", "2,3"]),
+    ("", 2, 1, [None, None]),
+]
+
+
+@pytest.mark.parametrize(("gpus", "at_once", "devices", "expected"), SLOTS)
+def test_jobs_have_devices_of_their_own(monkeypatch, gpus, at_once, devices, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    slots = Local(jobs=at_once)._slots([Job(0, [], Path("x"), "val/loss", devices)])
+    assert [slot.get("CUDA_VISIBLE_DEVICES") or None for slot in slots] == expected
+    assert not any("SLURM_NTASKS" in slot for slot in slots), "a job takes no ranks from where the driver runs"
+
+
+def test_jobs_run_in_their_slots(cli, sweep, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("STANDIN_SECONDS", "0.5")
+    assert cli("train", "-m", "model=vae", "seed=1,2", f"hydra.sweep.dir={sweep}").code == 0
+    assert sorted(path.read_text() for path in sweep.glob("*/starts")) == ["3\n", "5\n"]
+
+
+def test_a_ray_address_without_ray_is_refused():
+    """Something listens there and never says a word; Ray alone would try for minutes."""
+    pytest.importorskip("ray")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        begin = time.monotonic()
+        with pytest.raises(ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"):
+            list(Ray(address=address).run([Job(0, [], Path("x"), "val/loss")]))
+    assert time.monotonic() - begin < 15
+
+
+def test_slurm_settings_are_checked():
+    for settings in ({"minutes": 0}, {"cpus": 0}, {"jobs": 0}, {"lead": 0}):
+        with pytest.raises(ConfigError, match=f"launcher.{next(iter(settings))}=0"):
+            Slurm(**settings)

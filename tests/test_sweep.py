@@ -1,0 +1,217 @@
+"""Studies with jobs that take no time: what Optuna is asked and told, who runs which trial, what is refused."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import optuna
+import pytest
+from conftest import options
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from studies import SPACE, composed, run_study
+
+from src.errors import ConfigError, StorageError
+from src.sweep.space import parse
+from src.sweep.storage import JOURNAL, open_storage
+from src.sweep.study import Trials
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a study in the test's folder."""
+    return partial(run_study, tmp_path)
+
+
+@pytest.mark.parametrize("search", [name for name in options("search") if name != "grid"])
+def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, capsys):
+    launcher, study, _ = run("sweep.trials=6", "sweep.batch=4", f"search={search}")
+    assert launcher.batches == [[0, 1, 2, 3], [4, 5]]
+    assert [trial.state for trial in study.trials] == 6 * [TrialState.COMPLETE]
+    for trial in study.trials:
+        job = launcher.jobs[trial.number]
+        assert trial.values == [job["optimizer.lr"]], "the very number that the job was given"
+        assert 0.1 <= job["optimizer.lr"] <= 1
+        assert job["model.latent_dim"] in range(1, 9)
+        assert job["model"] == "vae", "what is typed goes to every job"
+        assert not {"sweep.trials", "sweep.batch"} & job.keys(), "may change when the study goes on"
+    assert len({trial.values[0] for trial in study.trials}) == 6, "a sampler of the same seed repeats nothing"
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert f"best  {study.best_trial.number}  val/loss=" in capsys.readouterr().out
+
+
+def test_a_grid_is_every_combination_once(run):
+    space = ("beta.value=1,2.5", "likelihood=choice(gaussian,logistic)", "model.latent_dim=range(2,7,2)")
+    loss = {"metrics": lambda values: {"val/loss": values["beta.value"]}}
+    first, _, _ = run("sweep.trials=5", "search=grid", space=space, **loss)
+    rest, study, _ = run("sweep.trials=100", "search=grid", "sweep.batch=3", space=space, **loss)
+    assert len(first.jobs) == 5
+    points = [tuple(trial.params.values()) for trial in study.trials]
+    assert len(points) == len(set(points)) == 2 * 2 * 3
+    assert not first.jobs.keys() & rest.jobs.keys()
+
+
+def test_a_study_goes_on_to_its_total(run):
+    assert list(run("sweep.trials=3")[0].jobs) == [0, 1, 2]
+    assert list(run("sweep.trials=5")[0].jobs) == [3, 4]
+    assert list(run("sweep.trials=5")[0].jobs) == []
+
+
+def test_a_failing_job_is_a_failed_trial_and_the_rest_goes_on(run):
+    launcher, study, error = run("sweep.trials=5", fails=(1, 3))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert str(error) == "job 1 failed", "and is not forgotten at the end"
+    metrics = {"metrics": lambda values: {"val/loss": None if values["sweep.trial"] == 5 else 1.0}}
+    _, study, error = run("sweep.trials=7", **metrics)
+    assert [trial.state.name for trial in study.trials][5:] == ["FAIL", "COMPLETE"], "metrics.json has null for NaN"
+
+
+def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    known = {"number": 1, "status": "stopped", "overrides": [], "metric": None, "run_dir": "1-vae-digits", "detail": ""}
+    (tmp_path / "jobs" / "1.json").write_text(json.dumps(known))
+    launcher, study, error = run("sweep.trials=3", fails=(1,))
+    assert error
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    again, study, error = run("sweep.trials=3")
+    assert again.jobs == {1: launcher.jobs[1]}
+    assert error is None
+
+
+def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
+    killed, study, _ = run("sweep.trials=6", "sweep.batch=3", dies=(4,))
+    assert [trial.state.name for trial in study.trials] == 3 * ["COMPLETE"] + 3 * ["RUNNING"]
+    drawn = {trial.number: dict(trial.params) for trial in study.trials}
+    again, study, _ = run("sweep.trials=6", "sweep.batch=2")
+    assert sorted(again.jobs) == [3, 4, 5], "under their numbers, so their jobs go on in the same directories"
+    assert {trial.number: dict(trial.params) for trial in study.trials} == drawn
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+def test_trials_of_a_live_driver_are_left_to_it(run, tmp_path):
+    config = composed("sweep=study", "model=vae")
+    space, _ = parse(config, SPACE)
+    other = Trials("study", None, {"val/loss": "minimize"}, space, tmp_path)
+    with other.driving():
+        taken = other.take(2, 5, lambda known: optuna.samplers.RandomSampler())
+        launcher, study, _ = run("sweep.trials=5", "sweep.batch=4")
+        assert [trial.number for trial in taken] == [0, 1]
+        assert launcher.batches == [[2, 3, 4]], "the total is that of all drivers"
+        assert study.trials[0].state == TrialState.RUNNING
+    assert run("sweep.trials=5", "sweep.batch=4")[0].batches == [[0, 1]], "until it is gone"
+
+
+def test_numbers_with_gaps_are_launched_in_parts(run):
+    _, study, _ = run("sweep.trials=3", "sweep.batch=3", dies=(1,))
+    study.tell(1, 0.5)
+    assert run("sweep.trials=5", "sweep.batch=4")[0].batches == [[0], [2, 3, 4]]
+
+
+def test_two_objectives_have_a_front(run, capsys):
+    words = ["sweep.trials=12", "sweep.batch=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
+    measure = {"metrics": lambda v: {"a": v["optimizer.lr"], "b": v["optimizer.lr"] * (v["model.latent_dim"] > 4)}}
+    _, study, _ = run(*words, **measure)
+    front = {tuple(trial.values) for trial in study.best_trials}
+    values = {tuple(trial.values) for trial in study.trials}
+    dominated = {one for one in values if any(o != one and o[0] <= one[0] and o[1] >= one[1] for o in values)}
+    assert front == values - dominated
+    assert len(dominated) > 0
+    assert capsys.readouterr().out.count("  best  ") == len(study.best_trials)
+
+
+def test_a_database_serves_as_well(run, tmp_path):
+    launcher, study, _ = run(
+        "sweep.trials=3", "sweep.batch=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
+    )
+    again, _, _ = run("sweep.trials=3", f"sweep.storage=sqlite:///{tmp_path}/study.db")
+    assert again.jobs == {2: launcher.jobs[2]}
+    assert not (tmp_path / JOURNAL).exists()
+
+
+def test_a_torn_journal_is_mended(run, tmp_path):
+    run("sweep.trials=2")
+    with open(tmp_path / JOURNAL, "ab") as journal:
+        journal.write(b'{"op_code":5,"worker_id":"x","tri')
+    assert list(run("sweep.trials=4")[0].jobs) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("choice(a,b)", CategoricalDistribution(["a", "b"])),
+        ("1,2", CategoricalDistribution(["1", "2"])),
+        ("range(2,33,2)", IntDistribution(2, 32, step=2)),
+        ("range(0.1,0.5,0.1)", FloatDistribution(0.1, 0.4, step=0.1)),
+        ("interval(1e-4,1e-2)", FloatDistribution(1e-4, 1e-2)),
+        ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("int(interval(1,9))", IntDistribution(1, 9)),
+        ("tag(log,int(interval(1,9)))", IntDistribution(1, 9, log=True)),
+        ("range(5,1,-2)", CategoricalDistribution(["5", "3"])),
+    ],
+)
+def test_hydra_syntax_is_understood(text, expected):
+    config = composed("sweep=vae_tpe")
+    space, fixed = parse(config, ["sweep=vae_tpe", f"optimizer.lr={text}", "model.latent_dim=7"])
+    assert space["optimizer.lr"] == expected
+    assert space.keys() == {"optimizer.lr", "beta.value"}, "what is typed wins over the file"
+    assert fixed == ["sweep=vae_tpe", "model.latent_dim=7"]
+
+
+@pytest.mark.parametrize(
+    ("words", "space", "message"),
+    [
+        ([], [], "the search space is empty"),
+        ([], ["optimizer.lrr=1,2"], "names a setting that does not exist; did you mean optimizer.lr"),
+        ([], ["schedule=linear,cosine"], "names a setting that does not exist"),
+        ([], ["optimizer.lr=interval(1,0)"], r"optimizer.lr=interval\(1,0\): .*must be choice"),
+        ([], ["optimizer.lr=tag(log,interval(0,1))"], "log"),
+        (["sweep.space.seed=1"], [], "sweep.space.seed=1: must be choice"),
+        (["search=grid"], SPACE, "optimizer.lr=.*a grid needs values"),
+        (["sweep.trials=0"], SPACE, "sweep.trials=0: must be an integer >= 1"),
+        (["sweep.batch=0"], SPACE, "sweep.batch=0: "),
+        (["sweep.objectives={a:down}"], SPACE, "sweep.objectives.a=down: must be minimize or maximize"),
+        (["search._target_=optuna.samplers.Nope"], SPACE, "search: "),
+        (["+search.nope=1"], SPACE, "search: .*nope"),
+        (["sweep.storage=nosuch://x"], SPACE, "sweep.storage=nosuch://x: "),
+        (["sweep.storage='postgresql://me:hidden@host/db'"], SPACE, r"=postgresql://\.\.\.: holds a password"),
+        (["sweep.pruner={_target_:optuna.pruners.NopPruner}", "sweep.objectives={a:minimize}"], SPACE, "pruning needs"),
+        (["sweep.pruner={_target_:optuna.pruners.NopPruner}"], SPACE, "the jobs need the callback"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_job(run, words, space, message, tmp_path):
+    words = [f"+{word}" if word.startswith("sweep.space") else word for word in words]
+    with pytest.raises(ConfigError, match=message):
+        run(*words, space=space)
+    assert not list(tmp_path.glob("*-vae-*"))
+
+
+def test_a_study_is_not_reopened_for_something_else(run, tmp_path):
+    run("sweep.trials=1")
+    with pytest.raises(ConfigError) as refusal:
+        run("sweep.trials=2", space=("optimizer.lr=interval(0.1,2)", "beta.value=1,2"))
+    for part in ("low=0.1, high=1.0 there, low=0.1, high=2.0 here", "model.latent_dim: ", "beta.value: nothing there"):
+        assert part in str(refusal.value)
+    with pytest.raises(ConfigError, match="val/loss: minimize there, maximize here"):
+        run("sweep.trials=2", "sweep.objectives={val/loss:maximize}")
+    assert list(run("sweep.trials=2")[0].jobs) == [1], "the study itself is as it was"
+
+
+def test_a_directory_that_cannot_be_made_is_named():
+    with pytest.raises(StorageError, match="hydra.sweep.dir=/proc/nowhere"):
+        open_storage(None, Path("/proc/nowhere"))
+
+
+@pytest.mark.parametrize("name", options("sweep"))
+def test_every_sweep_composes_with_its_space(name):
+    config = composed(f"sweep={name}")
+    typed = ["optimizer.lr=1,2"] if name == "study" else []
+    space, _ = parse(config, [f"sweep={name}", *typed])
+    assert space
+    assert config.sweep.study == name
+    assert (config.sweep.pruner is not None) == ("pruning" in config.callback)
+
+
+def test_a_sweep_without_multirun_is_not_trained(cli):
+    done = cli("train", "sweep=vae_tpe", "callback.generation=null", "logger=csv")
+    assert done.code == 2
+    assert "add --multirun" in done.err
