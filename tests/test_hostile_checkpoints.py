@@ -20,8 +20,8 @@ from torch import nn
 
 from src.checkpoint import load_model, read_checkpoint
 from src.errors import CheckpointError, ConfigError
+from src.evaluation import reference
 from src.features import classifier
-from src.runtime import reference
 from src.runtime.build import build
 from src.runtime.sampling import Shards
 
