@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,6 +33,11 @@ RUN = (  # the default DDPM (0.7 M parameters), nothing but steps
     *("logger=csv", "callback.generation=null", "callback.grid=null", "trainer=cpu"),
     *(f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
 )
+WORKS = {  # strong scaling: the batch is shared
+    "digits 8x8, batch 128": (),
+    "digits 8x8, batch 512": ("dataset.global_batch_size=512",),
+    "shapes 32x32, batch 128": ("dataset=shapes",),
+}
 # Assumptions of the derived part: an H100 SXM, bfloat16.
 PEAK = 989e12  # FLOP/s, dense
 SHARE = 0.3  # of the peak that convolutions of this size reach
@@ -78,61 +84,58 @@ def step_seconds(folder: Path, jobs: int, *words: str) -> tuple[float, float]:
     return statistics.mean(one["wall"] for one in found), sum(one["cpu"] for one in found)
 
 
-def sample_seconds(folder: Path, num: int, *words: str) -> tuple[float, float]:
+def sample_seconds(folder: Path, num: int, *words: str) -> float:
     """Seconds of a whole command that draws ``num`` images."""
     begin = time.perf_counter()
     words = (f"ckpt_path={folder / 'model'}", f"num_samples={num}", "batch_size=32", *words)
     start("sample", *words, f"output={tempfile.mkdtemp(dir=folder)}").wait()
-    return time.perf_counter() - begin, math.nan
+    return time.perf_counter() - begin
 
 
 def measure(rounds: int) -> None:
     """Fastest of all rounds, in turns: what else the machine does can only slow them down."""
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; global batch 128")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; seconds of a step, CPU seconds in brackets")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        for work, words in WORKS.items():
+            cases = {
+                "1 process": lambda words=words: step_seconds(folder, 1, *words),
+                "2 ranks": lambda words=words: step_seconds(folder, 1, *words, *TWO),
+                "2 jobs": lambda words=words: step_seconds(folder, 2, *words),
+            }
+            (one, one_cpu), (ranks, ranks_cpu), (jobs, jobs_cpu) = best = _fastest(cases, rounds)
+            print(
+                f"{work}: " + "  ".join(f"{case} {a:.3f} ({b:.3f})" for case, (a, b) in zip(cases, best, strict=True))
+            )
+            print(f"  efficiency of 2 ranks {one / ranks / 2:.2f}, by CPU time {one_cpu / ranks_cpu:.2f}")
+            print(f"  efficiency of 2 jobs  {one / jobs:.2f}, by CPU time {2 * one_cpu / jobs_cpu:.2f}", flush=True)
         start("train", *RUN, f"hydra.run.dir={folder / 'model'}").wait()
-        cases = {
-            "1 process": lambda: step_seconds(folder, 1),
-            "2 ranks": lambda: step_seconds(folder, 1, *TWO),
-            "2 jobs": lambda: step_seconds(folder, 2),
+        draws = {
+            (num, words): lambda num=num, words=words: (sample_seconds(folder, num, *words),)
+            for words in ((), TWO)
+            for num in (64, 1088)
         }
-        cases |= {f"1 draws {num}": lambda num=num: sample_seconds(folder, num) for num in (64, 320)}
-        cases |= {f"2 draw {num}": lambda num=num: sample_seconds(folder, num, *TWO) for num in (64, 320)}
-        best = dict.fromkeys(cases, (math.inf, math.inf))
-        for _ in range(rounds):
-            for case, run in cases.items():
-                best[case] = tuple(map(min, best[case], run()))
-                print(f"{case}: {1000 * best[case][0]:.0f} ms, CPU {1000 * best[case][1]:.0f} ms", flush=True)
-            _report(best)
+        (few,), (many,), (few_of_two,), (many_of_two,) = _fastest(draws, rounds)
+        print(
+            f"start and 64 images {few:.1f} s, 2 ranks {few_of_two:.1f} s; 1,024 images more {many - few:.1f} s, ",
+            end="",
+        )
+        print(
+            f"2 ranks {many_of_two - few_of_two:.1f} s: efficiency {(many - few) / (many_of_two - few_of_two) / 2:.2f}"
+        )
 
 
-def _report(best: dict[str, tuple[float, float]]) -> None:
-    one, ranks, jobs = (best[case] for case in ("1 process", "2 ranks", "2 jobs"))
-    alone, shared = (best[f"{who} 320"][0] - best[f"{who} 64"][0] for who in ("1 draws", "2 draw"))
-    print(f"efficiency of 2 ranks {one[0] / ranks[0] / 2:.2f}, by CPU time {one[1] / ranks[1]:.2f}")
-    print(f"efficiency of 2 jobs {one[0] / jobs[0]:.2f}, by CPU time {2 * one[1] / jobs[1]:.2f}")
-    print(f"2 ranks against 2 jobs {jobs[0] / ranks[0] / 2:.2f}, by CPU time {jobs[1] / ranks[1] / 2:.2f}")
-    print(f"efficiency of 2 ranks that sample {alone / shared / 2:.2f}", flush=True)
+def _fastest(cases: dict[Any, Callable[[], tuple[float, ...]]], rounds: int) -> list[tuple[float, ...]]:
+    """Of each case the least of every number, after all have taken turns."""
+    found = [[run() for run in cases.values()] for _ in range(rounds)]
+    return [tuple(map(min, zip(*measured, strict=True))) for measured in zip(*found, strict=True)]
 
 
 class Kernels(TorchDispatchMode):
     """Counts operations that launch a kernel: those that make a new tensor or write into one."""
 
-    VIEWS = (
-        "view",
-        "reshape",
-        "expand",
-        "permute",
-        "transpose",
-        "t.",
-        "slice",
-        "select",
-        "detach",
-        "unsqueeze",
-        "empty",
-    )
-    VIEWS += ("squeeze", "split", "chunk", "unbind", "alias", "as_strided")
+    VIEWS = "view reshape expand permute transpose t. slice select detach unsqueeze empty squeeze split chunk unbind"
+    VIEWS = tuple(f"{VIEWS} alias as_strided".split())
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,8 +4,6 @@ Every start of the program reads this file: nothing else may be imported here. N
 annotations`` either: Hydra runs plugin modules outside of ``sys.modules``, where dataclasses would fail over it.
 """
 
-from typing import Any
-
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -23,8 +21,8 @@ class StudySweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:  # noqa: ANN401 (Hydra's signature)
+    def sweep(self, arguments: list[str]) -> None:
         """Launch jobs until the study has all its trials."""
         from src.sweep.sweeper import sweep
 
-        return sweep(self.config, self.launcher, arguments)
+        sweep(self.config, self.launcher, arguments)

@@ -23,6 +23,7 @@ VARIANTS = {
     "workers": ["trainer.val_check_interval=5", "dataset.num_workers=2"],
     "accumulated": ["trainer.val_check_interval=8", "trainer.accumulate_grad_batches=4"],
     "limited": ["trainer.val_check_interval=5", "trainer.limit_train_batches=1"],
+    "half": ["trainer.val_check_interval=5", "trainer.limit_train_batches=0.5"],
     "epochs": ["trainer.val_check_interval=1.0", "trainer.max_steps=null", "trainer.max_epochs=6"],
 }
 
@@ -54,6 +55,14 @@ def differences(one, two, path=""):
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return [] if one.dtype == two.dtype and torch.equal(one, two) else [path]
     return [] if repr(one) == repr(two) else [f"{path}: {one} is not {two}"]  # NaN is not NaN, but reads so
+
+
+def latest(run_dir):
+    """The step of the newest checkpoint, 0 before the first."""
+    try:
+        return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
+    except FileNotFoundError:
+        return 0
 
 
 def assert_same(run_dir, reference):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1])]
 
+from faults import WHERE  # noqa: E402
 from runs import content, differences, fault  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
@@ -33,16 +34,8 @@ RUN = (
     *("callback.generation=null", "callback.grid=null", "dataset.global_batch_size=64", "dataset.flip=true"),
     *("trainer.log_every_n_steps=5", "trainer.val_check_interval=25", "callback.checkpoint.every_steps=10"),
 )
-PLACES = (
-    "batch_start",
-    "before_step",
-    "batch_end",
-    "validation_start",
-    "validation_batch",
-    "validation_end",
-    "save",
-    "link",
-)
+ELSEWHERE = ("after_backward", "loading", "rewrite", "test_start")  # outside of training, or for other faults
+PLACES = [place for place in WHERE if place not in ELSEWHERE]
 WHATS = {"kill": 6, "term": 2, "usr1": 1, "int": 1}  # and how often
 CODES = {"kill": -signal.SIGKILL, "term": 143, "usr1": 143, "int": 130}
 

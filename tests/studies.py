@@ -2,16 +2,14 @@
 
 import json
 import time
-from pathlib import Path
 
 import optuna
 import yaml
 from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.utils import JobReturn, JobStatus
 
-from src.launch.job import JobFailed
+from src.launch.job import Job, JobFailed, available
 from src.sweep.storage import open_storage
 from src.sweep.sweeper import sweep
 
@@ -32,33 +30,36 @@ def wait_for(condition, seconds=240):
 
 
 class Launcher:
-    """Stands in for the launcher: a job writes its metrics at once, fails, or takes the driver with it."""
+    """Stands in for the launcher: a job writes its metrics at once, fails, is stopped, or takes the driver with it."""
 
-    def __init__(self, folder, fails=(), dies=(), metrics=lambda values: {"val/loss": values["optimizer.lr"]}):
-        self.folder, self.fails, self.dies, self.metrics = folder, fails, dies, metrics
+    def __init__(
+        self, folder, fails=(), stops=(), dies=(), metrics=lambda values: {"val/loss": values["optimizer.lr"]}
+    ):
+        self.folder, self.fails, self.stops, self.dies, self.metrics = folder, fails, stops, dies, metrics
         self.jobs, self.batches = {}, []
 
-    def launch(self, job_overrides, initial_job_idx):
-        numbers = [initial_job_idx + k for k in range(len(job_overrides))]
-        self.batches.append(numbers)
-        return [self.job(number, words) for number, words in zip(numbers, job_overrides, strict=True)]
-
     def job(self, number, words):
-        values = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in words)}
-        assert values["sweep.trial"] == number
-        self.jobs[number] = values
-        if number in self.dies:
+        return Job(number, words, self.folder / f"{number}-vae-digits", "val/loss")
+
+    def run(self, jobs, ended):
+        while batch := available(jobs):
+            self.batches.append([job.number for job in batch])
+            for job in batch:
+                self._work(job)
+                ended(job)
+
+    def _work(self, job):
+        values = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in job.overrides)}
+        assert values["sweep.trial"] == job.number
+        self.jobs[job.number] = values
+        if job.number in self.dies:
             raise KeyboardInterrupt
-        result = JobReturn(overrides=words, working_dir=str(self.folder / f"{number}-vae-digits"))
-        if number in self.fails:
-            result.status, result.return_value = JobStatus.FAILED, JobFailed(f"job {number} failed", 6)
-            return result
-        Path(result.working_dir).mkdir(exist_ok=True)
-        with open(Path(result.working_dir) / "starts", "a") as starts:
-            starts.write("x")
-        (Path(result.working_dir) / "metrics.json").write_text(json.dumps(self.metrics(values)))
-        result.status = JobStatus.COMPLETED
-        return result
+        if job.number not in (*self.fails, *self.stops):
+            job.run_dir.mkdir(exist_ok=True)
+            with open(job.run_dir / "starts", "a") as starts:
+                starts.write("x")
+            (job.run_dir / "metrics.json").write_text(json.dumps(self.metrics(values)))
+        job.settle(143 if job.number in self.stops else 6 * (job.number in self.fails))
 
 
 def run_study(folder, *words, space=SPACE, name="study", **behaviour):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import assert_same, words
+from runs import SHORT, assert_same, latest, words
 
 from src.launch.job import recorded
 
@@ -20,6 +20,10 @@ pytestmark = [
 ]
 SLURM = ("launcher=slurm", "launcher.poll=1")
 IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")  # Ray calls out at start
+RAY = f"{Path(sys.executable).parent}/ray start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
+A_RAY_CLUSTER = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")  # the end of its first process is its end
+A_RAY_CLUSTER += ("bash", "-c", f'ip link set lo up; {RAY} --include-dashboard=false || exit 1; "$@"; exit $?', "-")
+STUDY = ("sweep=vae_tpe", "sweep.trials=3", "sweep.parallel=2", "network=mlp_autoencoder", *SHORT)
 SLOW = "+callback.slow={_target_:slow.Slow,seconds:0.5}"
 
 
@@ -72,13 +76,6 @@ def slurm(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def latest(run_dir):
-    try:
-        return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
-    except FileNotFoundError:
-        return 0
-
-
 def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
     """Two at a time: one fails, one is cancelled while it runs, one while it waits, the others are done."""
     driver = drive(*words("vae", "plain"), *SLURM, "launcher.jobs=2", "seed=-1,1,2,3", SLOW)
@@ -113,6 +110,24 @@ def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken
     assert handles(tmp_path) == [handle], "the driver has found its job again"
     assert "stopped by SIGUSR1" in said(tmp_path)
     assert_same(run_dir, unbroken("vae", "plain"))
+
+
+def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_path):
+    """Slurm itself stops and requeues it."""
+    run_dir = tmp_path / "sweep" / "0-vae-digits"
+    driver = drive(*words("vae", "plain"), *SLURM, "launcher.partition=spot", SLOW)
+    wait_until(lambda: latest(run_dir) >= 2)
+    slurm("sbatch", "--partition=urgent", "--exclusive", f"--output={tmp_path}/urgent", "--wrap=sleep 1")
+    assert driver.wait(120) == 0, said(tmp_path)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", *handles(tmp_path))
+    assert_same(run_dir, unbroken("vae", "plain"))
+
+
+def test_a_study(drive, tmp_path):
+    assert drive(*STUDY, *SLURM).wait(120) == 0, said(tmp_path)
+    assert statuses(tmp_path) == ["done"] * 3
+    assert len({handle.split("_")[0] for handle in handles(tmp_path)}) == 2, "an array for each batch"
+    assert "Study vae_tpe: 3 complete" in said(tmp_path)
 
 
 def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
@@ -180,3 +195,10 @@ def test_jobs_on_ray(drive, unbroken, tmp_path):
     assert driver.wait(120) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["done", "failed"], said(tmp_path)
     assert_same(run_dir, unbroken("vae", "plain"))
+
+
+def test_a_study_on_a_ray_that_is_there(drive, tmp_path):
+    driver = drive(*STUDY, "launcher=ray", "launcher.address=127.0.0.1:6399", before=A_RAY_CLUSTER)
+    assert driver.wait(150) == 0, said(tmp_path)
+    assert statuses(tmp_path) == ["done"] * 3
+    assert "Study vae_tpe: 3 complete" in said(tmp_path)

@@ -143,7 +143,7 @@ def test_creating_an_iterator_draws_nothing_from_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    list(ResumableLoader(Batches(some_images(), "train", False, None), TrainPlan(40, 0, 10, (1, 1, 0)), {}))
+    list(ResumableLoader(Batches(some_images(), "train", False, None), TrainPlan(40, 0, 10, (1, 1, 0)), {}, 4))
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -145,6 +145,15 @@ def test_a_batch_that_ranks_cannot_share_is_refused_by_all(zygote, tmp_path):
         assert rank.err.startswith("error: dataset.global_batch_size=33: must be divisible by 2 (2 devices x ")
 
 
+def test_ranks_with_other_settings_are_refused(zygote, tmp_path):
+    """As where a file or a variable of one node is another: they would wait for each other for ever."""
+    command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path}/x"]
+    done = ranks(zygote, 2, "train", *command, "seed='${oc.decode:${oc.env:RANK}}'")
+    assert [rank.code for rank in done] == [2, 2]
+    assert done[0].err.startswith("error: seed=1: of rank 1, where rank 0 has 0; give all ")
+    assert not (tmp_path / "x").exists()
+
+
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "x"}
 

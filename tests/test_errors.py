@@ -47,6 +47,8 @@ CONFIG = [
     (["seed=-1"], "seed=-1: must be an integer from 0"),
     (["trainer.gradient_clip_val=abc"], "trainer.gradient_clip_val=abc: must be a number or null"),
     (["trainer.val_check_interval=0"], "trainer.val_check_interval=0: must be batches"),
+    (["trainer.check_val_every_n_epoch=2", "trainer.val_check_interval=5"], "check_val_every_n_epoch=2: must be null"),
+    (["trainer.strategy=fsdp"], "trainer.strategy=fsdp: must be one of auto, ddp, DDPStrategy: every rank holds all"),
     (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be one of 32-true, bf16-mixed, 16-mixed"),
     (["dataset.global_batch_size=abc"], "dataset.global_batch_size=abc: must be an integer"),
     (["model=vae", "model.latent_dim=1.5"], "model.latent_dim=1.5: must be an integer"),

@@ -1,13 +1,12 @@
 """Signals: the state of the last step is kept, the exit code tells, and the run goes on as if nothing had been."""
 
-import json
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from runs import assert_same, fault, words
+from runs import assert_same, fault, latest, words
 
 from src.errors import ConfigError
 from src.runtime.interruption import Interrupted, Interruption
@@ -21,10 +20,6 @@ STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, 
     (("vae", "accumulated"), (3, "batch_start", "term"), 143, 4),
     (("ae", "epochs"), (3, "batch_end", "term"), 143, 3),
 ]
-
-
-def latest(run_dir):
-    return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
 
 
 @pytest.mark.parametrize(("run", "place", "code", "kept"), STOPS)

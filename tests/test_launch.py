@@ -130,6 +130,8 @@ REFUSED = [
     (["seed=range(3,3)"], "--multirun: the sweep is empty"),
     (["seed=1", "model=nope,vae"], "model=nope: no such option"),
     (["seed=1", "launcher=local", "launcher.jobs=0"], "launcher.jobs=0: must be an integer >= 1"),
+    (["seed=1", "launcher.jbs=2"], "launcher.jbs=2: there is no setting 'launcher.jbs'; did you mean launcher.jobs?"),
+    (["seed=1", "hydra.sweeper.max_batch_size=2"], "hydra.sweeper.max_batch_size=2: must be null"),
     (["seed=1", "launcher=nowhere"], "launcher=nowhere: no such option; there are local, ray, slurm"),
     (["seed=1", "trainer.num_nodes=2"], "trainer.num_nodes=2: must be 1 with launcher=local"),
     (["seed=1", "trainer.devices=[0,1]"], "trainer.devices=[0, 1]: must be a number or auto"),
@@ -211,7 +213,7 @@ def test_a_ray_address_without_ray_is_refused():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         with pytest.raises(ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"):
-            list(Ray(address=address).run([Job(0, [], Path("x"), "val/loss")]))
+            list(Ray(address=address).run(iter([Job(0, [], Path("x"), "val/loss")])))
     assert time.monotonic() - begin < 15
 
 

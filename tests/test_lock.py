@@ -87,6 +87,31 @@ def test_another_process_of_the_same_number_is_not_the_owner(tmp_path, caplog):
     assert "taken over" in caplog.text
 
 
+def test_an_earlier_attempt_of_the_same_job_elsewhere_is_dead(tmp_path, monkeypatch, caplog):
+    """Slurm requeues a job on another node: the lock of its first node is no obstacle, that of another job is."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with locked(tmp_path):
+        mine = json.loads((tmp_path / NAME).read_text())
+    elsewhere = mine | {"host": "far-away"}
+    for other in (elsewhere, elsewhere | {"job": "slurm-16", "attempt": 0}, elsewhere | {"job": None}):
+        (tmp_path / NAME).write_text(json.dumps(other))
+        with pytest.raises(StorageError, match="on far-away"), locked(tmp_path):
+            pass
+    (tmp_path / NAME).write_text(json.dumps(elsewhere | {"attempt": 0}))
+    with locked(tmp_path):
+        pass
+    assert "taken over" in caplog.text
+
+
+def test_a_lock_that_was_never_written_does_not_stay_for_ever(tmp_path, caplog):
+    (tmp_path / NAME).touch()
+    os.utime(tmp_path / NAME, (time.time() - 100,) * 2)
+    with locked(tmp_path):
+        pass
+    assert "had no time to say" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -24,7 +24,7 @@ from wandb_server import serving
 from src.module import GenerativeModule
 from src.runtime import wandb_run
 from src.runtime.report import read_history
-from src.runtime.wandb_file import last_row
+from src.runtime.wandb_file import HEADER, last_row, messages
 
 KILLED = """
 import os, signal, sys, time
@@ -78,7 +78,7 @@ def files_of(run_dir):
 
 def rows_of(file):
     """The history in a W&B file."""
-    records = map(Record.FromString, wandb_file._messages(file.read_bytes()))
+    records = map(Record.FromString, messages(file.read_bytes()))
     return [wandb_file._items(record.history.item) for record in records if record.HasField("history")]
 
 
@@ -142,7 +142,7 @@ def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path
         shutil.rmtree(run_dir)
         copy.rename(run_dir) if flushed else None
         for file in files_of(run_dir):
-            file.write_bytes(file.read_bytes()[: wandb_file.HEADER])
+            file.write_bytes(file.read_bytes()[:HEADER])
 
 
 def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path, online):

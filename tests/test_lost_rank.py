@@ -1,19 +1,13 @@
 """Two ranks (gloo, CPU): a signal to any one stops both, a lost one ends the job, and the state goes on anywhere."""
 
-import json
-
 import pytest
-from runs import fault
+from runs import fault, latest
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 RUN = (
     *("model=vae", "network=mlp_autoencoder", "logger=csv", "callback.grid=null", "callback.generation=null"),
     *("trainer.max_steps=12", "trainer.val_check_interval=5", "dataset.global_batch_size=64"),
 )
-
-
-def latest(run_dir):
-    return json.loads((run_dir / "checkpoints" / "latest.json").read_text())["step"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

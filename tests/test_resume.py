@@ -20,6 +20,7 @@ KILLS = [  # model, variant, after so many steps, where
     ("vae", "plain", 12, "test_start"),
     ("ddpm", "workers", 7, "batch_end"),
     ("vae", "limited", 3, "batch_end"),
+    ("vae", "half", 3, "batch_end"),
     ("vae", "accumulated", 3, "batch_start"),
     ("ddpm", "accumulated", 4, "validation_batch"),
     ("ae", "epochs", 4, "validation_batch"),

@@ -1,6 +1,5 @@
 """Studies with jobs that take no time: what Optuna is asked and told, who runs which trial, what is refused."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +8,14 @@ import pytest
 from conftest import options
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from studies import SPACE, composed, run_study
+from studies import SPACE, Launcher, composed, run_study
 
 from src.errors import ConfigError, StorageError
+from src.launch.job import available
 from src.sweep.space import parse
 from src.sweep.storage import JOURNAL, open_storage
 from src.sweep.study import Trials
+from src.sweep.sweeper import sweep
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("search", [name for name in options("search") if name != "grid"])
 def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, capsys):
-    launcher, study, _ = run("sweep.trials=6", "sweep.batch=4", f"search={search}")
+    launcher, study, _ = run("sweep.trials=6", "sweep.parallel=4", f"search={search}")
     assert launcher.batches == [[0, 1, 2, 3], [4, 5]]
     assert [trial.state for trial in study.trials] == 6 * [TrialState.COMPLETE]
     for trial in study.trials:
@@ -34,7 +35,7 @@ def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, ca
         assert 0.1 <= job["optimizer.lr"] <= 1
         assert job["model.latent_dim"] in range(1, 9)
         assert job["model"] == "vae", "what is typed goes to every job"
-        assert not {"sweep.trials", "sweep.batch"} & job.keys(), "may change when the study goes on"
+        assert not {"sweep.trials", "sweep.parallel"} & job.keys(), "may change when the study goes on"
     assert len({trial.values[0] for trial in study.trials}) == 6, "a sampler of the same seed repeats nothing"
     assert (tmp_path / "study.png").stat().st_size > 10_000
     assert f"best  {study.best_trial.number}  val/loss=" in capsys.readouterr().out
@@ -44,7 +45,7 @@ def test_a_grid_is_every_combination_once(run):
     space = ("beta.value=1,2.5", "likelihood=choice(gaussian,logistic)", "model.latent_dim=range(2,7,2)")
     loss = {"metrics": lambda values: {"val/loss": values["beta.value"]}}
     first, _, _ = run("sweep.trials=5", "search=grid", space=space, **loss)
-    rest, study, _ = run("sweep.trials=100", "search=grid", "sweep.batch=3", space=space, **loss)
+    rest, study, _ = run("sweep.trials=100", "search=grid", "sweep.parallel=3", space=space, **loss)
     assert len(first.jobs) == 5
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(points) == len(set(points)) == 2 * 2 * 3
@@ -60,17 +61,15 @@ def test_a_study_goes_on_to_its_total(run):
 def test_a_failing_job_is_a_failed_trial_and_the_rest_goes_on(run):
     launcher, study, error = run("sweep.trials=5", fails=(1, 3))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
-    assert str(error) == "job 1 failed", "and is not forgotten at the end"
+    assert str(error).startswith("job 1 failed: exit code 6: "), "and is not forgotten at the end"
+    assert "(2 of 5 jobs not done)" in str(error)
     metrics = {"metrics": lambda values: {"val/loss": None if values["sweep.trial"] == 5 else 1.0}}
     _, study, error = run("sweep.trials=7", **metrics)
     assert [trial.state.name for trial in study.trials][5:] == ["FAIL", "COMPLETE"], "metrics.json has null for NaN"
 
 
-def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run, tmp_path):
-    (tmp_path / "jobs").mkdir()
-    known = {"number": 1, "status": "stopped", "overrides": [], "metric": None, "run_dir": "1-vae-digits", "detail": ""}
-    (tmp_path / "jobs" / "1.json").write_text(json.dumps(known))
-    launcher, study, error = run("sweep.trials=3", fails=(1,))
+def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run):
+    launcher, study, error = run("sweep.trials=3", stops=(1,))
     assert error
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "COMPLETE"]
     again, study, error = run("sweep.trials=3")
@@ -79,11 +78,11 @@ def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run, tmp_path):
 
 
 def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
-    killed, study, _ = run("sweep.trials=6", "sweep.batch=3", dies=(4,))
-    assert [trial.state.name for trial in study.trials] == 3 * ["COMPLETE"] + 3 * ["RUNNING"]
+    killed, study, _ = run("sweep.trials=6", "sweep.parallel=3", dies=(4,))
+    assert [trial.state.name for trial in study.trials] == 4 * ["COMPLETE"] + 2 * ["RUNNING"]
     drawn = {trial.number: dict(trial.params) for trial in study.trials}
-    again, study, _ = run("sweep.trials=6", "sweep.batch=2")
-    assert sorted(again.jobs) == [3, 4, 5], "under their numbers, so their jobs go on in the same directories"
+    again, study, _ = run("sweep.trials=6", "sweep.parallel=2")
+    assert sorted(again.jobs) == [4, 5], "under their numbers, so their jobs go on in the same directories"
     assert {trial.number: dict(trial.params) for trial in study.trials} == drawn
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
@@ -94,21 +93,36 @@ def test_trials_of_a_live_driver_are_left_to_it(run, tmp_path):
     other = Trials("study", None, {"val/loss": "minimize"}, space, tmp_path)
     with other.driving():
         taken = other.take(2, 5, lambda known: optuna.samplers.RandomSampler())
-        launcher, study, _ = run("sweep.trials=5", "sweep.batch=4")
+        launcher, study, _ = run("sweep.trials=5", "sweep.parallel=4")
         assert [trial.number for trial in taken] == [0, 1]
         assert launcher.batches == [[2, 3, 4]], "the total is that of all drivers"
         assert study.trials[0].state == TrialState.RUNNING
-    assert run("sweep.trials=5", "sweep.batch=4")[0].batches == [[0, 1]], "until it is gone"
+    assert run("sweep.trials=5", "sweep.parallel=4")[0].batches == [[0, 1]], "until it is gone"
 
 
-def test_numbers_with_gaps_are_launched_in_parts(run):
-    _, study, _ = run("sweep.trials=3", "sweep.batch=3", dies=(1,))
-    study.tell(1, 0.5)
-    assert run("sweep.trials=5", "sweep.batch=4")[0].batches == [[0], [2, 3, 4]]
+def test_as_a_job_ends_the_next_is_asked_for(tmp_path):
+    """One job that takes long holds nobody up, and the study knows the others' results when it gives the next."""
+    launcher, known = Launcher(tmp_path), []
+
+    def run(jobs, ended):
+        slow, *rest = available(jobs)
+        while rest:
+            launcher._work(rest[0])
+            ended(rest.pop(0))
+            rest += available(jobs)
+        known.extend(launcher.jobs)
+        launcher._work(slow)
+        ended(slow)
+        assert available(jobs) == []
+
+    launcher.run = run
+    config = composed("sweep=study", "model=vae", f"hydra.sweep.dir={tmp_path}", "sweep.trials=7", "sweep.parallel=2")
+    sweep(config, launcher, ["sweep=study", "model=vae", *SPACE])
+    assert known == [1, 2, 3, 4, 5, 6]
 
 
 def test_two_objectives_have_a_front(run, capsys):
-    words = ["sweep.trials=12", "sweep.batch=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
+    words = ["sweep.trials=12", "sweep.parallel=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
     measure = {"metrics": lambda v: {"a": v["optimizer.lr"], "b": v["optimizer.lr"] * (v["model.latent_dim"] > 4)}}
     _, study, _ = run(*words, **measure)
     front = {tuple(trial.values) for trial in study.best_trials}
@@ -121,7 +135,7 @@ def test_two_objectives_have_a_front(run, capsys):
 
 def test_a_database_serves_as_well(run, tmp_path):
     launcher, study, _ = run(
-        "sweep.trials=3", "sweep.batch=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
+        "sweep.trials=3", "sweep.parallel=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
     )
     again, _, _ = run("sweep.trials=3", f"sweep.storage=sqlite:///{tmp_path}/study.db")
     assert again.jobs == {2: launcher.jobs[2]}
@@ -168,7 +182,7 @@ def test_hydra_syntax_is_understood(text, expected):
         (["sweep.space.seed=1"], [], "sweep.space.seed=1: must be choice"),
         (["search=grid"], SPACE, "optimizer.lr=.*a grid needs values"),
         (["sweep.trials=0"], SPACE, "sweep.trials=0: must be an integer >= 1"),
-        (["sweep.batch=0"], SPACE, "sweep.batch=0: "),
+        (["sweep.parallel=0"], SPACE, "sweep.parallel=0: "),
         (["sweep.objectives={a:down}"], SPACE, "sweep.objectives.a=down: must be minimize or maximize"),
         (["search._target_=optuna.samplers.Nope"], SPACE, "search: "),
         (["+search.nope=1"], SPACE, "search: .*nope"),

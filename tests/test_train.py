@@ -12,6 +12,8 @@ from PIL import Image
 
 from src.checkpoint import load_model, read_checkpoint
 from src.model.base import CanSample
+from src.runtime.report import read_history
+from src.runtime.trainer import fill_length
 from src.train import train
 
 
@@ -71,6 +73,23 @@ def test_training_lowers_the_loss_and_two_runs_are_equal(composed, small, tmp_pa
     assert values[0] == values[1] < untrained - 5
 
 
+LENGTHS = [  # words, steps of an epoch -> steps of the run, batches or share of an epoch between validations, epochs
+    (["trainer.max_steps=100"], 10, (100, 20, None)),
+    (["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"], 10, (30, 12, None)),
+    (["trainer.max_epochs=4", "trainer.limit_train_batches=0.5"], 10, (20, 4, None)),
+    (["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"], 10, (40, 1.0, 2)),
+    (["trainer.max_epochs=4", "trainer.val_check_interval=0.5"], 10, (40, 0.5, 1)),
+    (["trainer.max_steps=-1"], 10, (float("inf"), 1000, None)),
+]
+
+
+@pytest.mark.parametrize(("words", "epoch", "expected"), LENGTHS)
+def test_length_and_validations(composed, words, epoch, expected):
+    cfg = composed(*words)
+    total = fill_length(cfg, epoch)
+    assert (total, cfg.trainer.val_check_interval, cfg.trainer.check_val_every_n_epoch) == expected
+
+
 @pytest.mark.parametrize(("model", "accumulate"), [("ddpm", 1), ("ddpm", 2), ("vae", 1)])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model, accumulate):
     words = [f"model={model}", *small, "trainer.limit_train_batches=null", "callback.generation=null"]
@@ -94,11 +113,15 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, mod
 def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
     run, third = tmp_path / "run", tmp_path / "third"
     assert cli("train", *small, f"hydra.run.dir={run}").code == 0
-    from_state = cli("train", *small, f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/2", "trainer.max_steps=2")
-    assert from_state.code == 0
+    second = (*small, f"hydra.run.dir={tmp_path}/2", "resume=auto")  # as a job of a sweep would
+    assert cli("train", *second, f"ckpt_path={run}", "trainer.max_steps=2").code == 0
     assert read_checkpoint(tmp_path / "2")["global_step"] == 2
+    assert read_history(tmp_path / "2")["val/loss"][0] == [0, 1, 2], "the first step is history of the other run"
     assert cli("train", *small, f"init_from={run}", f"hydra.run.dir={third}").code == 0
     assert read_checkpoint(third)["global_step"] == 1
+    again = cli("train", *second, "init_from=nowhere", "trainer.max_steps=3")
+    assert again.code == 0, again.err
+    assert read_checkpoint(tmp_path / "2")["global_step"] == 3, "what a run has itself comes first"
     both = cli("train", *small, f"init_from={run}", f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/4")
     assert both.code == 2
     assert "give only one" in both.err

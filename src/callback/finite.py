@@ -46,7 +46,6 @@ class Finite(pl.Callback):
     ) -> None:
         """Ask once per step, for all numbers together: it is the one time that the device is waited for."""
         losses = torch.stack(self._losses)
-        self._guilty = not bool(losses.isfinite().all())
         gradients = (
             [] if trainer.precision == "16-mixed" else [p.grad for p in pl_module.parameters() if p.grad is not None]
         )
@@ -76,7 +75,8 @@ class Finite(pl.Callback):
         step, rate = trainer.global_step, trainer.optimizers[0].param_groups[0]["lr"]
         folder = self.dirpath / f"nonfinite-{step:08d}"
         own = folder if trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
-        if self.skipped < RECORDS and (self._guilty or trainer.is_global_zero):
+        guilty = not bool(losses.isfinite().all())
+        if self.skipped < RECORDS and (guilty or trainer.is_global_zero):
             write_flight_record(own, trainer, self._batches, losses)
         if self.policy == "raise":
             loss = (losses.sum() * trainer.accumulate_grad_batches / len(losses)).item()

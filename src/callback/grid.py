@@ -9,13 +9,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from src.dataset.base import to_float, to_uint8
 from src.errors import require
 from src.files import atomic_path
 from src.model.base import CanDenoise, CanReconstruct, CanSample
 from src.noise import generators, mix
+from src.runtime.loggers import log_picture
 from src.runtime.pictures import film_strip, grid
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,4 @@ class Grid(pl.Callback):
         with atomic_path(self.dirpath / f"{name}.png") as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image(key, [picture], step=trainer.global_step)
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(key, picture, trainer.global_step, dataformats="HWC")
+            log_picture(logger, key, picture, trainer.global_step)

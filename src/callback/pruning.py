@@ -14,7 +14,8 @@ from optuna.trial import Trial
 
 from src.errors import require
 from src.files import write_json
-from src.sweep.storage import PRUNED, open_storage
+from src.launch.job import PRUNED
+from src.sweep.storage import open_storage
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from src.errors import ProjectError, WorkerLostError
@@ -14,7 +15,9 @@ from src.files import write_json
 
 COMMAND = (sys.executable, "-m", "src.train")
 FOLDER = "jobs"  # of the sweep directory: <number>.log, what a job said, and <number>.json, what the table knows of it
+PRUNED = "pruned.json"  # in the run directory of a pruned job: the step, and what was measured there
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+FINISHED = ("done", "pruned")
 OWN_CODES = range(2, 9)  # of the classes in src/errors.py
 
 
@@ -30,6 +33,7 @@ class JobFailed(ProjectError):
 class Job:
     """number: in the sweep. overrides: as Hydra composes them. metric_name: what a sweep optimises.
 
+    name: those of the overrides that were not typed, but chosen by the sweep for this job.
     devices (a number or auto) on each of ``nodes`` machines are what the job's trainer asks for. status: waiting,
     running, done, pruned, stopped or failed; detail: one line about the last two. handle: the job's name at a cluster.
     """
@@ -40,6 +44,7 @@ class Job:
     metric_name: str
     devices: int | str = 1
     nodes: int = 1
+    name: str = ""
     status: str = "waiting"
     detail: str = ""
     metric: float | None = None
@@ -58,7 +63,7 @@ class Job:
     def is_finished(self) -> bool:
         """Whether there is nothing left to do; then ``status`` and ``metric`` say how it ended."""
         metrics = _read(self.run_dir / "metrics.json")
-        pruned = _read(self.run_dir / "pruned.json")
+        pruned = _read(self.run_dir / PRUNED)
         if metrics is None and pruned is None:
             return False
         self.status, self.detail = ("done", "") if pruned is None else ("pruned", "")
@@ -77,10 +82,17 @@ class Job:
             self.status, self.detail = "failed", f"{how}: {why or self._last_words()}"
         self.record()
 
+    def error(self, jobs: Sequence[Job]) -> JobFailed:
+        """What to raise for this one of ``jobs``, which is not done."""
+        bad = sum(job.status not in FINISHED for job in jobs)
+        text = f"job {self.number} {self.status}: {self.detail} ({bad} of {len(jobs)} jobs not done)"
+        return JobFailed(f"{text}; see {self.run_dir.parent / 'jobs.csv'}", self.code)
+
     def record(self) -> None:
         """Write what the table knows."""
         known = {"number": self.number, "overrides": self.overrides, "run_dir": str(self.run_dir), "code": self.code}
         known |= {"status": self.status, "detail": self.detail, "metric": self.metric, "handle": self.handle}
+        known["name"] = self.name
         write_json(self.file("json"), known)
 
     def _last_words(self) -> str:
@@ -95,16 +107,15 @@ class Job:
         return said[-1][:300]
 
 
-def recorded(sweep_dir: Path) -> list[dict]:
-    """What is known of all jobs of a sweep directory, whoever has run them, by number."""
-    found = [_read(path) for path in (sweep_dir / FOLDER).glob("*.json")]
+def available(jobs: Iterator[Job | None]) -> list[Job]:
+    """The jobs that may begin now: those before the next None, which says that one has to end before there are more."""
+    return list(takewhile(lambda job: job is not None, jobs))
+
+
+def recorded(sweep_dir: Path, number: int | str = "*") -> list[dict]:
+    """What is known of all jobs of a sweep directory, or of one, whoever has run them; by number."""
+    found = [_read(path) for path in (sweep_dir / FOLDER).glob(f"{number}.json")]
     return sorted((known for known in found if known), key=lambda known: known["number"])
-
-
-def differing(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The overrides of each job that not all have, as one text each; all of them where there is one job."""
-    shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    return [" ".join(word for word in words if word not in shared) for words in jobs]
 
 
 def _read(path: Path) -> dict | None:

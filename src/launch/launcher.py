@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from src.errors import ConfigError
-from src.launch.job import Job, JobFailed, differing, recorded
+from src.errors import ConfigError, require
+from src.launch.job import FINISHED, Job, recorded
 from src.launch.table import print_table, write_table
-from src.runtime.cli import quiet_logging
+from src.runtime.cli import is_first, quiet_logging
 from src.runtime.interruption import INTERRUPTION
 
 log = logging.getLogger(__name__)
-FINISHED = ("done", "pruned")
 OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are nothing to a job
 
 
@@ -40,76 +39,81 @@ class JobLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by the sweeper."""
         self.context, self.config = hydra_context, config
+        self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run a batch. Raises ConfigError where it is empty, or the directory has other jobs under these numbers."""
-        setup_globals()
-        quiet_logging()
+        """What Hydra's own sweeper calls: run these jobs. Raises ConfigError where there are none."""
         if not job_overrides:
             raise ConfigError("--multirun: the sweep is empty; give at least one value for each setting that is swept")
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0" or "LOCAL_RANK" in os.environ:
+        at_once = self.config.hydra.sweeper.get("max_batch_size")
+        allowed = "must be null: a failure would end the sweep with its batch; launcher.jobs is how many run at a time"
+        require(at_once is None, "hydra.sweeper.max_batch_size", at_once, allowed)
+        jobs = [self.job(initial_job_idx + k, words) for k, words in enumerate(job_overrides)]
+        log.info("%d jobs, %d to do", len(jobs), sum(not job.is_finished() for job in jobs))
+        self.run(iter(jobs))
+        return [_result(job, jobs) for job in jobs]
+
+    def job(self, number: int, overrides: Sequence[str]) -> Job:
+        """The job of these overrides. Raises ConfigError where another job had this number in the sweep directory."""
+        cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
+        run_dir = self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
+        own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
+        name = " ".join(word for word in own if word not in self.config.hydra.overrides.task)
+        job = Job(number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name)
+        for known in recorded(self.sweep_dir, number):
+            changed = " ".join(sorted({*known["overrides"]} ^ {*own}))
+            if changed:
+                where = f"hydra.sweep.dir={self.sweep_dir}: job {number} was another one ({changed})"
+                raise ConfigError(f"{where}; choose another directory, or give the same command")
+            job.handle = known["handle"]
+        return job
+
+    def run(self, jobs: Iterator[Job | None], ended: Callable[[Job], None] = lambda job: None) -> None:
+        """Run jobs as they come (see ``available``), tell ``ended`` of each, and show the table of the directory."""
+        setup_globals()
+        quiet_logging()
+        if not is_first() or "LOCAL_RANK" in os.environ:
             raise ConfigError("--multirun under torchrun or srun: would run once per rank; jobs start their own ranks")
         grace = self.config.get("grace_seconds", INTERRUPTION.grace)
         INTERRUPTION.give(grace)
         INTERRUPTION.give(grace + 10)  # the jobs have to be gone first
-        sweep_dir = Path(self.config.hydra.sweep.dir).expanduser().resolve()
-        jobs = [self._job(sweep_dir, initial_job_idx + k, list(words)) for k, words in enumerate(job_overrides)]
-        _check_same_sweep(sweep_dir, jobs)
         backend = get_class(self.backend)(grace=grace, **self.settings)
+        log.info("jobs in %s", self.sweep_dir)
+        seen: list[Job] = []
         try:
-            _run(backend, jobs)
+            with closing(backend.run(_unfinished(jobs, seen, ended))) as results:
+                for job, code, why in results:
+                    job.settle(code, why)
+                    log.info("job %d (%s): %s %s", job.number, job.name or job.run_dir.name, job.status, job.detail)
+                    ended(job)
         finally:
-            write_table(sweep_dir)
-            print_table(sweep_dir, {job.number for job in jobs})
-            if any(job.status not in (*FINISHED, "failed") for job in jobs):
-                log.warning("not all jobs are done: the same command with hydra.sweep.dir=%s goes on", sweep_dir)
-        return [_result(job, jobs, sweep_dir) for job in jobs]
-
-    def _job(self, sweep_dir: Path, number: int, overrides: list[str]) -> Job:
-        cfg = self.context.config_loader.load_sweep_config(self.config, overrides)
-        choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
-        run_dir = sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
-        own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        return Job(number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes)
+            write_table(self.sweep_dir)
+            print_table(self.sweep_dir)
+            if any(job.status not in (*FINISHED, "failed") for job in seen):
+                log.warning("not all jobs are done: the same command with hydra.sweep.dir=%s goes on", self.sweep_dir)
 
 
-def _run(backend: Any, jobs: list[Job]) -> None:  # noqa: ANN401 (one of three classes)
-    """Run what is not finished, and say how each job ended."""
+def _unfinished(jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]) -> Iterator[Job | None]:
+    """Those of the jobs that are to be run; all are recorded, and added to ``seen``."""
     for job in jobs:
-        job.is_finished()
-        job.record()
-    todo = [job for job in jobs if job.status not in FINISHED]
-    log.info("%d jobs in %s%s", len(jobs), jobs[0].run_dir.parent, f", {len(todo)} to do" * (len(todo) < len(jobs)))
-    names = dict(zip((job.number for job in jobs), differing([job.overrides for job in jobs]), strict=True))
-    with closing(backend.run(todo)) as ended:
-        for job, code, why in ended:
-            job.settle(code, why)
-            log.info("job %d (%s): %s %s", job.number, names[job.number], job.status, job.detail)
-
-
-def _check_same_sweep(sweep_dir: Path, jobs: list[Job]) -> None:
-    """Raise ConfigError where a job of an earlier start had the same number and other overrides."""
-    earlier = {known["number"]: known for known in recorded(sweep_dir)}
-    for job in jobs:
-        known = earlier.get(job.number)
-        if known is None:
+        if job is None:
+            yield None
             continue
-        changed = " ".join(sorted({*known["overrides"]} ^ {*job.overrides}))
-        if changed:
-            advice = "choose another directory, or give the same command"
-            raise ConfigError(f"hydra.sweep.dir={sweep_dir}: job {job.number} was another one ({changed}); {advice}")
-        job.handle = known["handle"]
+        seen.append(job)
+        finished = job.is_finished()
+        job.record()
+        if finished:
+            ended(job)
+        else:
+            yield job
 
 
-def _result(job: Job, jobs: list[Job], sweep_dir: Path) -> JobReturn:
-    """What the sweeper gets: the optimised metric, or for a failed or stopped job an error to raise."""
-    if job.status in FINISHED:
-        result = JobReturn(status=JobStatus.COMPLETED, _return_value=job.metric)
-    else:
-        bad = sum(other.status not in FINISHED for other in jobs)
-        text = f"job {job.number} {job.status}: {job.detail} ({bad} of {len(jobs)} jobs not done)"
-        error = JobFailed(f"{text}; see {sweep_dir / 'jobs.csv'}", job.code)
-        result = _NotDone(status=JobStatus.FAILED, _return_value=error)
+def _result(job: Job, jobs: list[Job]) -> JobReturn:
+    """What Hydra's sweeper gets: the optimised metric, or for a failed or stopped job an error to raise."""
+    done = job.status in FINISHED
+    kind, status = (JobReturn, JobStatus.COMPLETED) if done else (_NotDone, JobStatus.FAILED)
+    result = kind(status=status, _return_value=job.metric if done else job.error(jobs))
     result.overrides, result.working_dir, result.task_name = job.overrides, str(job.run_dir), "train"
     return result
 

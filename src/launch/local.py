@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from src.errors import require
 from src.launch import process
-from src.launch.job import Job
+from src.launch.job import Job, available
 
 log = logging.getLogger(__name__)
 POLL = 0.1  # seconds
@@ -33,10 +33,10 @@ class Local:
         whole = isinstance(self.jobs, int) and self.jobs >= 1
         require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int, str]]:
+    def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Run the jobs; yield each with its exit code as it ends. Leaving the loop stops what is running."""
-        slots = self._slots(jobs)
-        free, waiting, running = deque(slots), deque(jobs), {}
+        waiting, running = deque(available(jobs)), {}
+        free = deque(self._slots(waiting))
         try:
             while waiting or running:
                 for _ in range(len(waiting) if free else 0):
@@ -54,6 +54,7 @@ class Local:
                         del running[number]
                         free.append(slot)
                         yield job, child.returncode, ""
+                waiting.extend(available(jobs))
                 time.sleep(POLL)
         finally:
             process.stop([child for _, child, _ in running.values()], self.grace)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from src.errors import ConfigError, WorkerLostError, first_line, require
 from src.launch import process
-from src.launch.job import Job
+from src.launch.job import Job, available
 from src.runtime.interruption import INTERRUPTION
+from src.runtime.lock import ATTEMPT
 
 log = logging.getLogger(__name__)
 PATIENCE = 12  # seconds until an address counts as unreachable
@@ -46,23 +48,20 @@ class Ray:
             require(getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0")
         self.ray = _import_ray()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int, str]]:
+    def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Hand the jobs over, at most ``jobs`` at a time; yield each as it ends. Leaving stops what is running."""
-        for job in jobs:
-            require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=ray")
-            counted = isinstance(job.devices, int)
-            require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
-        waiting, running = deque(jobs), {}
-        if jobs:
+        waiting, running = deque(map(_checked, available(jobs))), {}
+        if waiting:
             self._connect()
         try:
             while waiting or running:
-                while waiting and len(running) < (self.jobs or len(jobs)):
+                while waiting and len(running) < (self.jobs or math.inf):
                     job = waiting.popleft()
                     running[self._start(job)] = job
                 ended, _ = self.ray.wait(list(running), timeout=POLL)
                 for task in ended:
                     yield running.pop(task), *self._result(task)
+                waiting.extend(map(_checked, available(jobs)))
         finally:
             self._stop(running)
 
@@ -106,6 +105,14 @@ class Ray:
         self.ray.shutdown()
 
 
+def _checked(job: Job) -> Job:
+    """The job; raises ConfigError where a worker cannot hold it."""
+    require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=ray")
+    counted = isinstance(job.devices, int)
+    require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
+    return job
+
+
 def _probe(address: str) -> None:
     """Connect in a process that can be given up: Ray itself tries for minutes, and ends its process after that."""
     words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
@@ -122,7 +129,8 @@ def _probe(address: str) -> None:
 def _work(words: list[str], log_file: str, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
-    child = process.begin(words, Path(log_file), process.environment(), wait=True)
+    attempt = f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
+    child = process.begin(words, Path(log_file), process.environment() | {ATTEMPT: attempt}, wait=True)
     try:
         while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
             time.sleep(POLL)

@@ -16,7 +16,7 @@ from pathlib import Path
 from src.errors import ConfigError, require
 from src.files import write_text
 from src.launch import process
-from src.launch.job import Job
+from src.launch.job import Job, available
 
 log = logging.getLogger(__name__)
 OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"}
@@ -89,16 +89,15 @@ class Slurm:
             why = "there is no sbatch here; start this on a login node of the cluster"
             raise ConfigError(f"launcher=slurm: {why} (to be one on Debian: apt-get install slurm-client)")
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, int, str]]:
+    def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Submit the jobs that are not there from an earlier start; yield each as it ends. Leaving cancels the rest."""
-        for job in jobs:
-            counted = isinstance(job.devices, int)
-            require(counted, "trainer.devices", job.devices, "must be a number with launcher=slurm: the tasks per node")
-        left = dict.fromkeys((job.number for job in jobs), LEFT)
-        running = {job.number: job for job in jobs}
+        left: dict[int, int] = {}
+        running: dict[int, Job] = {}
         try:
-            self._submit([job for job in jobs if not self._lives(job)])
-            while running:
+            while (arrived := available(jobs)) or running:
+                left |= dict.fromkeys((job.number for job in arrived), LEFT)
+                running |= {job.number: job for job in arrived}
+                self._submit([job for job in arrived if not self._lives(job)])
                 time.sleep(self.poll)
                 answered = self._look()
                 for job in list(running.values()):
@@ -114,6 +113,8 @@ class Slurm:
         """One array for all jobs that need the same nodes and tasks."""
         alike = defaultdict(list)
         for job in jobs:
+            counted = isinstance(job.devices, int)
+            require(counted, "trainer.devices", job.devices, "must be a number with launcher=slurm: the tasks per node")
             alike[job.nodes, job.devices].append(job)
         for (nodes, tasks), group in alike.items():
             folder, numbers = group[0].file("sh").parent, [job.number for job in group]

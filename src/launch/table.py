@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Container
 from pathlib import Path
 
 from src.files import write_text
-from src.launch.job import differing, recorded
+from src.launch.job import recorded
 
 COLUMNS = ("job", "overrides", "status", "metric", "run_dir", "detail")
 
@@ -24,13 +23,13 @@ def write_table(sweep_dir: Path) -> None:
     write_text(sweep_dir / "jobs.csv", text.getvalue())
 
 
-def print_table(sweep_dir: Path, numbers: Container[int] | None = None) -> None:
-    """Print the jobs of these numbers, or all: of the overrides those that tell them apart, names of directories."""
-    jobs = [job for job in recorded(sweep_dir) if numbers is None or job["number"] in numbers]
+def print_table(sweep_dir: Path) -> None:
+    """Print all jobs of the directory: of the overrides their own, of the run directories the names."""
     rows = [COLUMNS]
-    for job, words in zip(jobs, differing([job["overrides"] for job in jobs]), strict=True):
+    for job in recorded(sweep_dir):
         metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
-        rows.append((str(job["number"]), words, job["status"], metric, Path(job["run_dir"]).name, job["detail"]))
+        place = Path(job["run_dir"]).name
+        rows.append((str(job["number"]), job["name"], job["status"], metric, place, job["detail"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

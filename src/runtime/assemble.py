@@ -17,6 +17,7 @@ from src.runtime.build import build, naming
 from src.runtime.checkpoint_io import AtomicCheckpointIO
 from src.runtime.data import ImageDataModule, data_of
 from src.runtime.explain import nearest
+from src.runtime.ranks import SameOnAllRanks
 from src.runtime.resume import check_same_run
 from src.runtime.run import check_writable, plain
 from src.runtime.settings import check_settings
@@ -96,7 +97,8 @@ def assemble(cfg: DictConfig) -> Assembly:
         module.make_lr_schedule(optimizer, total_steps)
     config = plain(cfg)
     io = AtomicCheckpointIO(config)
-    trainer = build_trainer(cfg, callbacks=list(callbacks.values()), plugins=[io], logger=False)
+    same = SameOnAllRanks(config, start.step)
+    trainer = build_trainer(cfg, callbacks=[same, *callbacks.values()], plugins=[io], logger=False)
     data.shares(trainer)
     for callback in callbacks.values():  # the second: features are trained or downloaded
         if hasattr(callback, "prepare"):

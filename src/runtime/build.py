@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from src.errors import ConfigError, ProjectError, first_line
+from src.runtime.settings import setting_of
 
 
 def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (whatever the node's target returns)
@@ -33,7 +34,7 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
         where = found[1] if found else path
         message = first_line(cause)
         name = re.match(r"([A-Za-z_][\w.]*)=", message)
-        setting = _as_typed(raw, f"{where}.{name[1]}") if name else _as_typed(raw, where)
+        setting, _ = setting_of(raw, f"{where}.{name[1]}" if name else where)
         line = f"{setting}{message[len(name[1]) :]}" if name else f"{setting}: {message}"
         if isinstance(cause, ProjectError) and not isinstance(cause, ConfigError):
             raise type(cause)(message) from error
@@ -51,22 +52,6 @@ def naming(path: str) -> Iterator[None]:
         raise error.under(path) from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from error
-
-
-def _as_typed(raw: dict[str, Any], path: str) -> str:
-    """Follow interpolations: ``model.schedule.offset`` is ``schedule.offset`` where model.schedule is ${schedule}."""
-    done: list[str] = []
-    parts = path.split(".")
-    node: Any = raw
-    while parts:
-        part = parts.pop(0)
-        node = node.get(part) if isinstance(node, dict) else None
-        done.append(part)
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
-        if reference:
-            done, node = [], raw
-            parts = reference[1].split(".") + parts
-    return ".".join(done)
 
 
 def _missing_part(text: str) -> str:

@@ -82,7 +82,7 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
         traceback.print_exception(error)
-    said = os.environ.get("LOCAL_RANK", "0") != "0" and isinstance(error, Interrupted | NonFiniteError)  # by rank 0
+    said = not is_first() and isinstance(error, Interrupted | NonFiniteError)  # by rank 0
     if message and not said:
         print(f"error: {message}", file=sys.stderr)
     return code
@@ -120,6 +120,11 @@ def literal(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0, or the only one, as far as whoever has started it tells."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def _place_run(cfg: DictConfig) -> None:
     """Fix the run directory: as asked, or new."""
     hydra_config = HydraConfig.get()
@@ -141,7 +146,7 @@ class _Stdout(logging.StreamHandler):
 
 
 def quiet_logging() -> None:
-    """Plain messages on standard output; libraries only from warnings on."""
+    """Plain messages on standard output; libraries only from warnings on, and so are further ranks."""
     logging.raiseExceptions = False  # what cannot be told, on a full disk or a closed pipe, is no reason to fail
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stdout()], force=True)
-    logging.getLogger("src").setLevel(logging.INFO)
+    logging.getLogger("src").setLevel(logging.INFO if is_first() else logging.WARNING)

@@ -82,9 +82,8 @@ class ImageDataModule(pl.LightningDataModule):
         """Shuffled by seed and epoch; this rank's share of every global batch."""
         data = self.splits["train"]
         plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
-        limit = self.trainer.limit_train_batches  # an epoch ends there, also for one who resumes
-        plan.batches = min(len(plan), limit) if isinstance(limit, int) else int(len(plan) * limit)
-        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.workers)
+        end = limited(len(plan), self.trainer.limit_train_batches)
+        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.workers, end)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, the same noise at every validation."""
@@ -144,6 +143,11 @@ class Batches(Dataset):
         return 2 * (uniform < (x + 1) / 2).float() - 1
 
 
+def limited(num_batches: int, limit: float | None) -> int:
+    """Batches of an epoch under a ``trainer.limit_train_batches``: so many, or a share; null is all."""
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * (1.0 if limit is None else limit))
+
+
 class TrainPlan(Sampler[Key]):
     """Keys of one rank's micro-batches: every global batch is cut into accumulation x rank slices by position."""
 
@@ -151,10 +155,9 @@ class TrainPlan(Sampler[Key]):
         self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
         self.accumulate, self.world_size, self.rank = shares
         self.epoch, self.done = -1, 0  # batches of this epoch already given out
-        self.batches = num_images // global_batch_size * self.accumulate  # of an epoch
 
     def __len__(self) -> int:
-        return self.batches
+        return self.num_images // self.global_batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[Key]:
         order = torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch)).tolist()
@@ -188,13 +191,13 @@ class ResumableLoader(DataLoader):
     """Training loader whose position is part of the checkpoint: a resumed epoch goes on at the next batch.
 
     Lightning saves and restores ``state_dict`` by itself. The first iteration after a restore continues the epoch,
-    every other one begins the next.
+    every other one begins the next. end: batches after which Lightning ends an epoch, at most ``len(plan)``.
     """
 
-    def __init__(self, batches: Batches, plan: TrainPlan, workers: dict[str, Any]) -> None:
+    def __init__(self, batches: Batches, plan: TrainPlan, workers: dict[str, Any], end: int) -> None:
         # An own generator: creating an iterator then draws nothing from torch's global one.
         super().__init__(batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers)
-        self._continues = False
+        self._continues, self._end = False, end
 
     def __iter__(self) -> Iterator[Batch]:
         plan = self.sampler
@@ -213,9 +216,9 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches given out in it; before the first one, the end of the epoch before."""
         plan = self.sampler
-        return {"epoch": plan.epoch, "done": plan.done} if plan.done else {"epoch": plan.epoch - 1, "done": len(self)}
+        return {"epoch": plan.epoch, "done": plan.done} if plan.done else {"epoch": plan.epoch - 1, "done": self._end}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; at the end of an epoch, with the next one."""
         self.sampler.epoch, self.sampler.done = state["epoch"], state["done"]
-        self._continues = 0 < state["done"] < len(self)
+        self._continues = 0 < state["done"] < self._end

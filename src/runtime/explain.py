@@ -98,7 +98,7 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
         return re.sub(r"^Error parsing override ", "", text)
     key = (match[1] or match[2]).split("@")[0]
     guilty = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
-    if key == "hydra" or not guilty:
+    if not guilty:
         return text
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     group = key.partition(".")[0]
@@ -109,7 +109,8 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
     listed = ", ".join(name.rpartition(".")[2] for name in beside)
     advice = (nearest(key, beside) or f"; there are {listed}") if beside else nearest(key, known)
     also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
-    return f"{guilty[0]}: there is no setting {key!r}{advice}{also} (see --help)"
+    line = f"{guilty[0]}: there is no setting {key!r}{advice}{also} (see --help)"
+    return line.replace("hydra.launcher.", "launcher.")  # as it was typed
 
 
 def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
@@ -117,7 +118,8 @@ def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            cfg = compose(config_name, [word for word in overrides if "=" in word and not word.startswith("hydra")])
+            words = [word for word in overrides if "=" in word and not word.startswith("hydra")]
+            cfg = compose(config_name, words, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ConfigError):
         return []
     return _keys(cfg, "") + [folder.name for folder in conf.iterdir() if folder.is_dir()]

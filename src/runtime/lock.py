@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -18,14 +19,17 @@ from src.errors import StorageError
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
+ATTEMPT = "GENBENCH_ATTEMPT"  # "<job> <number>": a launcher says so where a cluster starts a lost job again
+UNFINISHED = 60  # seconds after which a lock without a word is one whose owner was killed before it could write it
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold ``directory/.lock`` while the block runs: JSON of the host, the process, its start and the time (UTC).
 
-    The lock of a dead process is taken over with a warning; of several that try, one succeeds. Raises StorageError
-    where its owner lives, or is on another host and may.
+    The lock of a dead process is taken over with a warning; of several that try, one succeeds. An earlier attempt of
+    the same job of a cluster is dead, on whatever host it was: the cluster has ended it before it started this one.
+    Raises StorageError where the owner lives, or is on another host and may.
     """
     path = directory / NAME
     mine = json.dumps(_myself())
@@ -79,16 +83,22 @@ def _remove_if_dead(path: Path) -> None:
         problem = _why_not(owner, path)
         if problem:
             raise StorageError(f"hydra.run.dir={path.parent}: {problem}")
-        log.warning("hydra.run.dir=%s: taken over from process %s, which is dead", path.parent, owner["pid"])
+        who = f"process {owner['pid']}" if owner else "a process that had no time to say which"
+        log.warning("hydra.run.dir=%s: taken over from %s, which is dead", path.parent, who)
         path.unlink()
 
 
 def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
     """Why the lock cannot be taken over; "" where its owner is dead."""
+    if owner is None and path.stat().st_size == 0 and time.time() - path.stat().st_mtime > UNFINISHED:
+        return ""
     if owner is None:
         return f"in use by an unknown process; if no run is alive in it, delete {path}"
     used = f"in use by process {owner['pid']} on {owner['host']} since {owner['time']}"
     if owner["host"] != socket.gethostname():
+        job, number = _attempt()
+        if job and owner["job"] == job and owner["attempt"] < number:
+            return ""
         return f"{used}; if that run is dead (it cannot be seen from here), delete {path}"
     alive = _start_of(owner["pid"]) in (owner["start"], "")
     return f"{used}; wait until it has ended, or choose another directory" if alive else ""
@@ -97,14 +107,25 @@ def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
 def _owner(text: str) -> dict[str, Any] | None:
     try:
         owner = json.loads(text)
-        return {"host": owner["host"], "pid": int(owner["pid"]), "start": owner["start"], "time": owner["time"]}
+        known = {name: owner[name] for name in ("host", "start", "time")}
+        return known | {"pid": int(owner["pid"]), "job": owner.get("job"), "attempt": int(owner.get("attempt", 0))}
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def _myself() -> dict[str, Any]:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": now}
+    job, number = _attempt()
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": now}
+    return mine | ({"job": job, "attempt": number} if job else {})
+
+
+def _attempt() -> tuple[str, int]:
+    """The job of a cluster that this process belongs to, "" for none, and a number that grows with every attempt."""
+    slurm = os.environ.get("SLURM_JOB_ID", "")
+    told = f"slurm-{slurm} {os.environ.get('SLURM_RESTART_COUNT', 0)}" if slurm else ""
+    job, _, number = os.environ.get(ATTEMPT, told).rpartition(" ")
+    return job, int(number or 0)
 
 
 def _start_of(pid: int) -> str | None:

@@ -19,7 +19,7 @@ from src.runtime.run import keep_earlier
 from src.runtime.wandb_run import WandbRun
 
 
-class History(CSVLogger):
+class AtomicCSVLogger(CSVLogger):
     """metrics.csv; a new column replaces the file at once, where Lightning empties it first and writes it again."""
 
     def __init__(self, save_dir: str, **settings: Any) -> None:  # noqa: ANN401

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import pytorch_lightning as pl
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.errors import ProjectError, first_line
+from src.errors import ConfigError, ProjectError, first_line
+from src.runtime.settings import flat
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+COMMON = ("seed", "model", "dataset", "optimizer", "lr_schedule", "callback", "trainer", "on_nonfinite")
 EVERY_SECONDS = 10  # between two lines of progress in a log file
 
 
@@ -73,6 +77,31 @@ def failing_together() -> Iterator[None]:
     failures = gather({rank: (rank, *_told(own)) if own else None})
     for origin, kind, message in filter(None, failures):
         raise own if origin == rank else kind(message)
+
+
+class SameOnAllRanks(pl.Callback):
+    """Refuses ranks that do not do the same: each composes its own configuration, and would wait for the others.
+
+    config: the resolved configuration; paths may differ. step: the one that this rank goes on from.
+    """
+
+    def __init__(self, config: Mapping[str, Any], step: int) -> None:
+        settings = flat({part: config[part] for part in COMMON})
+        self.settings = {name: value for name, value in settings if not (isinstance(value, str) and os.sep in value)}
+        self.settings["the step to go on from"] = step
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Compare, on all ranks alike. Raises ConfigError."""
+        rank, world = rank_and_world()
+        if stage != "fit" or world == 1:
+            return
+        first, *others = gather({rank: self.settings})
+        for number, other in enumerate(others, start=1):
+            for name in sorted(first.keys() | other.keys(), key=lambda name: (name.count("."), name)):
+                here, there = first.get(name), other.get(name)
+                advice = "give all ranks the same command, files and environment"
+                if repr(here) != repr(there):
+                    raise ConfigError(f"{name}={there}: of rank {number}, where rank 0 has {here}; {advice}")
 
 
 def _told(error: Exception) -> tuple[type[Exception], str]:

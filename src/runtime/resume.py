@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.comparison.runs import option_of, typed
 from src.errors import ConfigError
-from src.runtime.settings import setting_of
+from src.runtime.settings import flat, setting_of
 from src.runtime.start import Start
 
 MUST_STAY = (  # everything else may change: how long, where, what is measured, logged, drawn and kept
@@ -29,13 +30,13 @@ def check_same_run(cfg: DictConfig, start: Start) -> None:
         return
     raw = OmegaConf.to_container(cfg, resolve=False)
     try:
-        now = dict(_kept(OmegaConf.to_container(cfg, resolve=True)))
+        now = _kept(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException:
         return  # the model cannot be built, which says more
-    found = _differences(raw, dict(_kept(start.content["config"])), now)
+    found = _differences(raw, _kept(start.content["config"]), now)
     if found:
-        asked = "resume=auto" if start.resumes else f"ckpt_path={cfg.ckpt_path}"
-        origin = cfg.run_dir if start.resumes else cfg.ckpt_path
+        own = start.is_within(Path(cfg.run_dir))
+        asked, origin = ("resume=auto", cfg.run_dir) if own else (f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path)
         listed = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
         raise ConfigError(
             f"{asked}: the checkpoint was made with other settings: {listed}; "
@@ -59,16 +60,14 @@ def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any])
     return list(found.values())
 
 
-def _kept(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Flat settings that must stay: path and value."""
-    for key, value in config.items():
-        name = f"{path}{key}"
-        if name in MAY_CHANGE:
-            continue
-        if isinstance(value, Mapping):
-            yield from _kept(value, f"{name}.")
-        elif f"{name}.".startswith(tuple(f"{kept}." for kept in MUST_STAY)):
-            yield name, value
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that must stay: name and value."""
+    return {name: value for name, value in flat(config) if _is_in(name, MUST_STAY) and not _is_in(name, MAY_CHANGE)}
+
+
+def _is_in(name: str, nodes: tuple[str, ...]) -> bool:
+    """Whether a setting is one of ``nodes``, or lies in one."""
+    return f"{name}.".startswith(tuple(f"{node}." for node in nodes))
 
 
 def _short(value: object) -> str:

@@ -68,6 +68,15 @@ def setting_of(raw: Mapping[str, Any], path: str) -> tuple[str, Any]:
     return ".".join(done), node
 
 
+def flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all settings below ``node``."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def _nodes(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All nodes with their paths, which end in a dot."""
     yield path, node

@@ -23,16 +23,20 @@ class Start(NamedTuple):
 
     path: Path | None = None
     content: dict[str, Any] | None = None
-    resumes: bool = False  # goes on in a run directory that may be in use
+    resumes: bool = False  # the run directory may be in use already
 
     @property
     def step(self) -> int:
         """The optimiser step that training goes on from."""
         return 0 if self.path is None else self.content["global_step"]
 
+    def is_within(self, run_dir: Path) -> bool:
+        """Whether the state that is restored is the run's own."""
+        return self.path is not None and self.path.resolve().is_relative_to(run_dir.resolve())
+
     def bring_along(self, run_dir: Path) -> None:
         """Copy the history and the best checkpoint of the run that another directory goes on from."""
-        if self.path is None or self.resumes or self.path.parent.name != "checkpoints":
+        if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
         for part in source.glob("metrics*.csv"):
@@ -55,25 +59,26 @@ class Start(NamedTuple):
 
 
 def starting_point(cfg: DictConfig) -> Start:
-    """Read ``resume``, ``ckpt_path`` and ``init_from``; at most one of them may be set.
+    """Read ``resume``, ``ckpt_path`` and ``init_from``.
 
-    resume=auto goes on in the same run directory and starts afresh where it holds no checkpoint; ckpt_path begins a
-    new run directory from the full state of a run; init_from takes the (averaged) weights alone.
+    resume=auto goes on in a run directory that holds a checkpoint. Else the run is new: from the full state of another
+    run (ckpt_path), from (averaged) weights alone (init_from), or from nothing. Raises ConfigError for both of them.
     """
-    chosen = [f"{key}={cfg[key]}" for key in ("resume", "ckpt_path", "init_from") if cfg[key] is not None]
-    if len(chosen) > 1:
-        raise ConfigError(f"{' and '.join(chosen)}: give only one of resume, ckpt_path and init_from")
-    if cfg.init_from is not None:
-        return Start(content=read_checkpoint(cfg.init_from, "init_from"))
-    if cfg.ckpt_path is not None:
-        return _full_state(find_checkpoint(cfg.ckpt_path))
     require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
-    if cfg.resume == "auto" and CheckpointStore(Path(cfg.run_dir) / "checkpoints").candidates():
-        return _full_state(find_checkpoint(cfg.run_dir, "resume=auto hydra.run.dir"))._replace(resumes=True)
-    return Start(resumes=cfg.resume == "auto")
+    resumes = cfg.resume == "auto"
+    if cfg.ckpt_path is not None and cfg.init_from is not None:
+        both = f"ckpt_path={cfg.ckpt_path} and init_from={cfg.init_from}"
+        raise ConfigError(f"{both}: give only one: the full state of a run, or its weights alone")
+    if resumes and CheckpointStore(Path(cfg.run_dir) / "checkpoints").candidates():
+        return _full_state(find_checkpoint(cfg.run_dir, "resume=auto hydra.run.dir"), resumes)
+    if cfg.init_from is not None:
+        return Start(content=read_checkpoint(cfg.init_from, "init_from"), resumes=resumes)
+    if cfg.ckpt_path is not None:
+        return _full_state(find_checkpoint(cfg.ckpt_path), resumes)
+    return Start(resumes=resumes)
 
 
-def _full_state(path: Path) -> Start:
+def _full_state(path: Path, resumes: bool) -> Start:
     content = read_checkpoint(path)
     log.info("continuing from %s (step %d)", path, content["global_step"])
-    return Start(path, content)
+    return Start(path, content, resumes)

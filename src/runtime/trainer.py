@@ -22,9 +22,11 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from src.errors import ConfigError, require
 from src.runtime.build import build
+from src.runtime.data import limited
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # schedules and noise are float32: weights must be too
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+STRATEGIES = ("auto", "ddp", "DDPStrategy")
 LENGTHS = ("max_steps", "max_epochs")
 COUNTS = ("accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
 LIMITS = ("val_check_interval", "limit_train_batches", "limit_val_batches", "limit_test_batches")
@@ -43,20 +45,18 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
     if trainer.max_steps is None and trainer.max_epochs is None:
         _require_length("dataset.max_steps", cfg.dataset.max_steps)
         trainer.max_steps = cfg.dataset.max_steps
-    limit = trainer.limit_train_batches
-    if limit is not None:
-        batches = steps_per_epoch * trainer.accumulate_grad_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    batches = limited(steps_per_epoch * trainer.accumulate_grad_batches, trainer.limit_train_batches)
+    steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     known_lengths = ((trainer.max_steps or -1), (trainer.max_epochs or -1) * steps_per_epoch)
     total = min((length for length in known_lengths if length > 0), default=float("inf"))
     if total < float("inf"):
         trainer.max_steps, trainer.max_epochs = total, -1
-    if trainer.val_check_interval is None:
+    if trainer.val_check_interval is None and trainer.check_val_every_n_epoch is None:
         steps = 1000 if total == float("inf") else max(1, total // VALIDATIONS)
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
-    if isinstance(trainer.val_check_interval, int):  # counts batches over the whole run, not within an epoch
-        trainer.check_val_every_n_epoch = None
+    elif not isinstance(trainer.val_check_interval, int):  # which counts batches over the whole run, not in an epoch
+        trainer.val_check_interval = trainer.val_check_interval or 1.0
+        trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch or 1
     return total
 
 
@@ -84,6 +84,9 @@ def check_trainer(node: DictConfig) -> None:
         count = node[key]
         whole = isinstance(count, int) and count >= 1
         require(whole or count is None, f"trainer.{key}", count, "must be an integer >= 1")
+    epochs, interval = node.check_val_every_n_epoch, node.val_check_interval
+    allowed = f"must be null where trainer.val_check_interval={interval} counts batches over the whole run"
+    require(epochs is None or not isinstance(interval, int), "trainer.check_val_every_n_epoch", epochs, allowed)
     for key in LIMITS:
         limit = node[key]
         sensible = (
@@ -125,6 +128,9 @@ def check_machine(node: DictConfig) -> None:
     if devices == "auto":
         devices = gpus or 1
     _check_ranks(devices if isinstance(devices, int) else len(CUDAAccelerator.parse_devices(devices)), nodes)
+    strategy = node.strategy if isinstance(node.strategy, str) else OmegaConf.select(node, "strategy._target_")
+    allowed = f"must be one of {', '.join(STRATEGIES)}: every rank holds all weights, see docs/scaling.md"
+    require(str(strategy).rpartition(".")[2] in STRATEGIES, "trainer.strategy", strategy, allowed)
     patience = OmegaConf.select(node, "strategy.timeout.seconds", default=1)
     sensible = isinstance(patience, int | float) and 0 < patience <= 1e6
     require(sensible, "trainer.strategy.timeout.seconds", patience, "must be a number of seconds from > 0 to 1e6")

@@ -15,14 +15,14 @@ def last_row(save_dir: Path, run_id: str) -> int:
 
     last = -1
     for path in Path(save_dir, "wandb").glob("*run-*/*.wandb"):
-        for message in _messages(path.read_bytes()) if path.name == f"run-{run_id}.wandb" else ():
+        for message in messages(path.read_bytes()) if path.name == f"run-{run_id}.wandb" else ():
             record = Record.FromString(message)
             if record.HasField("history"):
                 last = max(last, record.history.step.num)
     return last
 
 
-def _messages(data: bytes) -> Iterator[bytes]:
+def messages(data: bytes) -> Iterator[bytes]:
     """The records of a file, up to the one that a killed process has not finished."""
     position, message = HEADER, b""
     while position + HEADER <= len(data):

@@ -12,7 +12,6 @@ from optuna.storages.journal import JournalFileBackend
 from src.errors import ConfigError, StorageError, first_line
 
 JOURNAL = "study.journal"
-PRUNED = "pruned.json"  # in the run directory of a pruned job: the step, and what was measured there
 
 
 class KernelLock:

@@ -10,29 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optuna
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
 from src.errors import require
-from src.launch.job import recorded
-from src.launch.table import print_table
+from src.launch.job import FINISHED, Job
+from src.launch.launcher import JobLauncher
 from src.runtime.build import build, naming
 from src.sweep.plots import draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
-from src.sweep.storage import PRUNED
 from src.sweep.study import Trials
 
 log = logging.getLogger(__name__)
 
 DIRECTIONS = ("minimize", "maximize")
-OF_THE_DRIVER = ("sweep.trials=", "sweep.batch=")  # may change when a study goes on, and are nothing to a job
+OF_THE_DRIVER = ("sweep.trials=", "sweep.parallel=")  # may change when a study goes on, and are nothing to a job
 
 
-def sweep(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> list[JobReturn]:
-    """Run the study of ``config.sweep`` until it has ``trials`` in all; returns the jobs that this driver launched.
+def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -> None:
+    """Run the study of ``config.sweep`` until it has ``trials`` in all.
 
     config: the driver's composed configuration. arguments: the words typed, which every job gets, with those of its
     trial. The job of trial n is job n of the sweep directory. A failed job is a failed trial; its error is raised when
@@ -47,28 +44,38 @@ def sweep(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> l
     folder = Path(config.hydra.sweep.dir).expanduser().resolve()
     trials = Trials(config.sweep.study, config.sweep.storage, objectives, space, folder)
     with trials.driving():
-        results = list(_launched(config, trials, launcher, words, list(objectives)))
-    print_table(folder)
+        jobs = _run(config, trials, launcher, words, list(objectives))
     _show(trials, list(objectives))
-    failed = [result for result in results if result.status != JobStatus.COMPLETED]
-    if failed:
-        raise failed[0]._return_value
-    return results
+    for job in jobs:
+        if job.status not in FINISHED:
+            raise job.error(jobs)
 
 
-def _launched(
-    config: DictConfig, trials: Trials, launcher: Launcher, words: list[str], names: list[str]
-) -> Iterator[JobReturn]:
-    """Batch by batch, the ended jobs."""
+def _run(config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[str], names: list[str]) -> list[Job]:
+    """Keep as many jobs running as may at a time; as one ends the study learns from it and gives the next."""
     is_grid = config.search._target_ == f"{Grid.__module__}.{Grid.__name__}"
     total = min(config.sweep.trials, size(trials.space)) if is_grid else config.sweep.trials
-    most = config.sweep.batch or config.hydra.launcher.get("jobs") or 1
-    while batch := trials.take(most, total, lambda known: _sampler(config, trials.space, known)):
-        for part in _consecutive(batch):
-            jobs = [[*words, *_words(trial)] for trial in part]
-            for trial, result in zip(part, launcher.launch(jobs, initial_job_idx=part[0].number), strict=True):
-                _finish(trials, trial, result, names)
-                yield result
+    most = config.sweep.parallel or config.hydra.launcher.get("jobs") or 1
+    running: dict[int, Trial] = {}
+    over: list[Job] = []
+
+    def jobs() -> Iterator[Job | None]:
+        while True:
+            for trial in trials.take(most - len(running), total, lambda known: _sampler(config, trials.space, known)):
+                running[trial.number] = trial
+                yield launcher.job(trial.number, [*words, *_words(trial)])
+            if not running:
+                return
+            before = len(over)
+            while len(over) == before:
+                yield None
+
+    def ended(job: Job) -> None:
+        _finish(trials, running.pop(job.number), job, names)
+        over.append(job)
+
+    launcher.run(jobs(), ended)
+    return over
 
 
 def _words(trial: Trial) -> list[str]:
@@ -76,29 +83,13 @@ def _words(trial: Trial) -> list[str]:
     return [*(f"{key}={value}" for key, value in values.items()), f"sweep.trial={trial.number}"]
 
 
-def _consecutive(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
-    """Runs of trials whose numbers follow each other: a launcher counts its jobs up from a first number."""
-    part: list[Trial] = []
-    for trial in trials:
-        if part and trial.number != part[-1].number + 1:
-            yield part
-            part = []
-        part.append(trial)
-    if part:
-        yield part
-
-
-def _finish(trials: Trials, trial: Trial, result: JobReturn, names: list[str]) -> None:
+def _finish(trials: Trials, trial: Trial, job: Job, names: list[str]) -> None:
     """A job's metrics.json is its result: it has all objectives. A job that was stopped is no result at all."""
-    if result.status != JobStatus.COMPLETED:
-        stopped = {job["number"] for job in recorded(trials.folder) if job["status"] == "stopped"}
-        if trial.number not in stopped:
-            trials.finish(trial, TrialState.FAIL)
+    if job.status in ("failed", "pruned"):
+        trials.finish(trial, TrialState.FAIL if job.status == "failed" else TrialState.PRUNED)
+    if job.status != "done":
         return
-    if (Path(result.working_dir) / PRUNED).exists():
-        trials.finish(trial, TrialState.PRUNED)
-        return
-    metrics = json.loads((Path(result.working_dir) / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads((job.run_dir / "metrics.json").read_text(encoding="utf-8"))
     values = [metrics.get(name) for name in names]
     if any(value is None or not math.isfinite(value) for value in values):
         log.warning("trial %d: has no finite %s and counts as failed", trial.number, " and ".join(names))
@@ -114,10 +105,12 @@ def _objectives(config: DictConfig) -> dict[str, str]:
 
 def _check(config: DictConfig, objectives: Mapping[str, str]) -> None:
     """Raise ConfigError for settings that no study can have."""
-    for name in ("trials", "batch"):
+    ours = config.hydra.launcher._target_ == "hydra_plugins.genbench_launcher.Launcher"
+    require(ours, "hydra.launcher._target_", config.hydra.launcher._target_, "must be launcher=local, slurm or ray")
+    for name in ("trials", "parallel"):
         value = config.sweep[name]
         whole = isinstance(value, int) and value >= 1
-        require(whole or (value is None and name == "batch"), f"sweep.{name}", value, "must be an integer >= 1")
+        require(whole or (value is None and name == "parallel"), f"sweep.{name}", value, "must be an integer >= 1")
     for name, direction in objectives.items():
         require(direction in DIRECTIONS, f"sweep.objectives.{name}", direction, f"must be {' or '.join(DIRECTIONS)}")
     if config.sweep.pruner is not None:
