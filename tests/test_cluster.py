@@ -22,7 +22,12 @@ SLURM = ("launcher=slurm", "launcher.poll=1")
 IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")  # Ray calls out at start
 RAY = f"{Path(sys.executable).parent}/ray start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
 A_RAY_CLUSTER = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")  # the end of its first process is its end
-A_RAY_CLUSTER += ("bash", "-c", f'ip link set lo up; {RAY} --include-dashboard=false || exit 1; "$@"; exit $?', "-")
+A_RAY_CLUSTER += (
+    "bash",
+    "-c",
+    f'ip link set lo up; export RAY_AUTH_MODE=token; {RAY} --include-dashboard=false || exit 1; "$@"; exit $?',
+    "-",
+)
 STUDY = ("sweep=vae_tpe", "sweep.trials=3", "sweep.parallel=2", "network=mlp_autoencoder", *SHORT)
 SLOW = "+callback.slow={_target_:slow.Slow,seconds:0.5}"
 

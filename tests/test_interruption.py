@@ -38,6 +38,15 @@ def test_stopped_and_started_again(zygote, unbroken, tmp_path, run, place, code,
     assert_same(tmp_path / "run", unbroken(*run))
 
 
+def test_stopped_at_the_end_of_one_epoch_and_of_the_next(zygote, unbroken, tmp_path):
+    command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+    for step in (3, 5):
+        assert zygote.run("train", *command, fault(step, "batch_start", "term")).code == 143
+        assert latest(tmp_path / "run") == step + 1
+    assert zygote.run("train", *command).code == 0
+    assert_same(tmp_path / "run", unbroken("vae", "plain"))
+
+
 def test_waiting_for_data_stops_at_once(zygote, unbroken, tmp_path):
     """The loader of the third batch hangs: what two steps have learnt is kept."""
     command = [

@@ -78,7 +78,9 @@ class Checkpoint(LastInOrder):
             self.store.clean()
         if not list(self.store.directory.glob("best-*.ckpt")):
             self.best = None  # it stayed with the run that this one was begun from
-        loop = trainer.fit_loop.epoch_loop
+        loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.total
+        if epochs.processed == epochs.ready:
+            trainer.fit_loop.reset_restart_stage()  # or else Lightning would count the next epoch as this one
         if self.validates:
             loop.val_loop.restarting = False
             trainer.validating = True

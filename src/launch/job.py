@@ -33,7 +33,7 @@ class JobFailed(ProjectError):
 class Job:
     """number: in the sweep. overrides: as Hydra composes them. metric_name: what a sweep optimises.
 
-    name: those of the overrides that were not typed, but chosen by the sweep for this job.
+    name: those of the overrides that were not typed for all jobs, but chosen by the sweep for this one.
     devices (a number or auto) on each of ``nodes`` machines are what the job's trainer asks for. status: waiting,
     running, done, pruned, stopped or failed; detail: one line about the last two. handle: the job's name at a cluster.
     """

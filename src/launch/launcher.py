@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -40,6 +41,8 @@ class JobLauncher(Launcher):
         """Called by the sweeper."""
         self.context, self.config = hydra_context, config
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
+        typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        self.fixed = {override.get_key_element() for override in typed if not override.is_sweep_override()}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """What Hydra's own sweeper calls: run these jobs. Raises ConfigError where there are none."""
@@ -59,7 +62,7 @@ class JobLauncher(Launcher):
         choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
         run_dir = self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
         own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        name = " ".join(word for word in own if word not in self.config.hydra.overrides.task)
+        name = " ".join(word for word in own if word.partition("=")[0] not in self.fixed)
         job = Job(number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name)
         for known in recorded(self.sweep_dir, number):
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))

@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -72,7 +73,8 @@ class Ray:
             if self.address is not None:
                 _probe(self.address)
             own = {} if self.address else {"include_dashboard": False}
-            self.ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            place = self.address or "local"  # None would look for a cluster that somebody has left here
+            self.ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"launcher.address={self.address}: no Ray there ({first_line(error)}); {advice}"
@@ -115,15 +117,18 @@ def _checked(job: Job) -> Job:
 
 def _probe(address: str) -> None:
     """Connect in a process that can be given up: Ray itself tries for minutes, and ends its process after that."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=PATIENCE).close()
     words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        try:
-            code = child.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            raise OSError(f"nothing that speaks Ray within {PATIENCE} s") from None
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        code, said = done.returncode, done.stderr
+    except subprocess.TimeoutExpired as late:
+        code, said = 1, (late.stderr or b"").decode(errors="replace")
+    if "InvalidAuthToken" in said:
+        raise OSError("it wants a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here as well")
     if code:
-        raise OSError("nothing answers")
+        raise OSError(f"nothing that speaks Ray within {PATIENCE} s")
 
 
 def _work(words: list[str], log_file: str, cwd: str, grace: float) -> int:
