@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif("SLURM_CONF" not in os.environ, reason="no Slurm: run make test-cluster"),
 ]
+CPU_RANKS = ("trainer=ddp", "trainer.accelerator=cpu")
 SLURM = ("launcher=slurm", "launcher.poll=1")
 IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")  # Ray calls out at start
 RAY = f"{Path(sys.executable).parent}/ray start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
@@ -138,7 +139,7 @@ def test_a_study(drive, tmp_path):
 def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
     """Two tasks by srun, stopped and requeued in the middle."""
     run_dir = tmp_path / "sweep" / "0-ae-digits"
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2")
+    two = (*CPU_RANKS, "trainer.devices=1", "trainer.num_nodes=2")
     driver = drive(*words("ae", "plain"), *two, *SLURM, SLOW)
     wait_until(lambda: latest(run_dir) >= 2)
     (handle,) = handles(tmp_path)
@@ -154,7 +155,7 @@ def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
 
 def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
     command = ["srun", "-N1", "--ntasks-per-node=2", sys.executable, "-m", "src.train", *words("vae", "plain")]
-    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    command += [*CPU_RANKS, "trainer.devices=1", f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert "trainer.devices=1" in done.stderr
@@ -174,7 +175,7 @@ def test_a_stopped_driver_cancels_its_jobs(drive, tmp_path):
 
 def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
     """Slurm stops the other rank, which is no reason to go back into the queue: it would fail for ever."""
-    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.num_nodes=1")
+    two = (*CPU_RANKS, "trainer.devices=2", "trainer.num_nodes=1")
     driver = drive(
         *words("vae", "plain"), *two, *SLURM, "+callback.fault={_target_:faults.Fault,step:3,where:batch_start,rank:1}"
     )
@@ -203,7 +204,9 @@ def test_jobs_on_ray(drive, unbroken, tmp_path):
 
 
 def test_a_study_on_a_ray_that_is_there(drive, tmp_path):
-    driver = drive(*STUDY, "launcher=ray", "launcher.address=127.0.0.1:6399", before=A_RAY_CLUSTER)
+    """Its two CPUs are one job of two ranks at a time."""
+    there = ("launcher=ray", "launcher.address=127.0.0.1:6399")
+    driver = drive(*STUDY, *there, *CPU_RANKS, "trainer.devices=2", before=A_RAY_CLUSTER)
     assert driver.wait(150) == 0, said(tmp_path)
     assert statuses(tmp_path) == ["done"] * 3
     assert "Study vae_tpe: 3 complete" in said(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from runs import assert_same, fault, latest, words
 
 from src.errors import ConfigError
+from src.runtime.cli import _Patient
 from src.runtime.interruption import Interrupted, Interruption
 
 STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
@@ -142,6 +143,18 @@ def test_sampling_stops_with_its_code(zygote, unbroken, tmp_path):
     os.kill(job.pid, signal.SIGTERM)
     done = job.wait()
     assert (done.code, done.err) == (143, "error: stopped by SIGTERM\n")
+
+
+def test_a_reader_that_leaves_ends_nothing():
+    """``python -m src.train | head -1``."""
+    reader, mouth = os.pipe()
+    os.close(reader)
+    with os.fdopen(mouth, "w") as stream:
+        out = _Patient(stream)
+        for _ in range(3):
+            assert out.write("x" * 100_000) == 100_000
+            out.flush()
+        assert not out.isatty()
 
 
 def test_a_caller_in_python_gets_its_handlers_back():

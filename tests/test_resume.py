@@ -19,7 +19,6 @@ KILLS = [  # model, variant, after so many steps, where
     ("ddpm", "plain", 11, "batch_end"),
     ("vae", "plain", 12, "test_start"),
     ("ddpm", "workers", 7, "batch_end"),
-    ("vae", "limited", 3, "batch_end"),
     ("vae", "half", 3, "batch_end"),
     ("vae", "accumulated", 3, "batch_start"),
     ("ddpm", "accumulated", 4, "validation_batch"),

@@ -97,7 +97,9 @@ def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
 
 
 def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
-    space = ["search=grid", "model.latent_dim=4", "beta.value=1", "optimizer.lr=choice(1e-6,0.01)"]
+    """Jobs of two ranks, which leave together."""
+    space = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    space += ["search=grid", "model.latent_dim=4", "beta.value=1", "optimizer.lr=choice(1e-6,0.01)"]
     length = ["trainer.max_steps=30", "trainer.val_check_interval=8", "sweep.pruner.n_startup_trials=1"]
     driver = start(tmp_path, "sweep=vae_pruned", *space, *length)
     said = driver.communicate(timeout=300)[0]

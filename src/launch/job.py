@@ -92,7 +92,7 @@ class Job:
         """Write what the table knows."""
         known = {"number": self.number, "overrides": self.overrides, "run_dir": str(self.run_dir), "code": self.code}
         known |= {"status": self.status, "detail": self.detail, "metric": self.metric, "handle": self.handle}
-        known["name"] = self.name
+        known |= {"name": self.name, "metric_name": self.metric_name}
         write_json(self.file("json"), known)
 
     def _last_words(self) -> str:

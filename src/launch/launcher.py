@@ -62,7 +62,7 @@ class JobLauncher(Launcher):
         choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
         run_dir = self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
         own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        name = " ".join(word for word in own if word.partition("=")[0] not in self.fixed)
+        name = " ".join(word for word in own if word.partition("=")[0] not in {"sweep.trial", *self.fixed})
         job = Job(number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name)
         for known in recorded(self.sweep_dir, number):
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))

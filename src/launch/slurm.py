@@ -23,8 +23,8 @@ OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FA
 LEFT = 3  # polls after which a job that Slurm no longer knows, and that has left no exit code, is taken for lost
 KILL_WAIT = 45  # seconds that Slurm gives a cancelled job, and some more
 SCRIPT = """#!/bin/bash
-# One element per job. A job that was asked to stop (before its time limit, or by scancel --signal=USR1) and has kept a
-# new checkpoint goes back into the queue, unless it was cancelled.
+# One element per job. A job that was asked to stop (before its time limit, or by scancel --signal=USR1) goes back into
+# the queue, unless it was cancelled, or has stopped three times in a row without a new checkpoint.
 jobs=({numbers})
 runs=({runs})
 job={folder}/${{jobs[$SLURM_ARRAY_TASK_ID]}}
@@ -37,9 +37,10 @@ export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=$SLURM_CPUS_PER_T
 before=$(cat "$latest" 2>/dev/null)
 srun --kill-on-bad-exit=1 --open-mode=append --output="$job.log" bash "$job.sh"
 code=$?
+[ "$before" != "$(cat "$latest" 2>/dev/null)" ] && rm -f "$job.idle" || echo >> "$job.idle"
 if [ -e "$job.error" ]; then
     code=$(cat "$job.error")
-elif [ $code = 143 ] && [ "$before" != "$(cat "$latest" 2>/dev/null)" ] &&
+elif [ $code = 143 ] && [ "$(cat "$job.idle" 2>/dev/null | wc -l)" -lt 3 ] &&
     squeue -h -j "$me" -t RUNNING | grep -q . && scontrol requeue "$me"; then
     sleep infinity  # until Slurm ends this script
 fi
@@ -121,7 +122,8 @@ class Slurm:
             for job in group:
                 error = shlex.quote(str(job.file("error")))
                 write_text(job.file("sh"), COMMAND.format(command=shlex.join(job.words), error=error))
-                job.file("exit").unlink(missing_ok=True)
+                for left in ("exit", "idle"):
+                    job.file(left).unlink(missing_ok=True)
             lists = {"numbers": " ".join(map(str, numbers)), "runs": shlex.join(str(job.run_dir) for job in group)}
             places = {"folder": shlex.quote(str(folder)), "cwd": shlex.quote(os.getcwd())}
             text = SCRIPT.format(setup="\n".join(self.setup), **lists, **places)

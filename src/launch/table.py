@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from src.files import write_text
@@ -25,11 +26,14 @@ def write_table(sweep_dir: Path) -> None:
 
 def print_table(sweep_dir: Path) -> None:
     """Print all jobs of the directory: of the overrides their own, of the run directories the names."""
-    rows = [COLUMNS]
-    for job in recorded(sweep_dir):
+    jobs = recorded(sweep_dir)
+    measured = {job["metric_name"] for job in jobs}
+    rows = [tuple(measured.pop() if name == "metric" and len(measured) == 1 else name for name in COLUMNS)]
+    for job in jobs:
         metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
         place = Path(job["run_dir"]).name
-        rows.append((str(job["number"]), job["name"], job["status"], metric, place, job["detail"]))
+        name = re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", job["name"])
+        rows.append((str(job["number"]), name, job["status"], metric, place, job["detail"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

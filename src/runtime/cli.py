@@ -11,9 +11,10 @@ import re
 import secrets
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -65,7 +66,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
         refuse_secrets([*own, *passed_on])
         if of_run and {"-m", "--multirun"} & {*own}:
             raise ConfigError("--multirun: only src.train takes it; give one run after the other")
-        with INTERRUPTION.listening():
+        with INTERRUPTION.listening(), redirect_stdout(_Patient(sys.stdout)):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except BaseException as ended:
         sys.exit(_report(ended, config_name, of_run, traced=asked not in ("", "0")))
@@ -134,6 +135,36 @@ def _place_run(cfg: DictConfig) -> None:
         open_dict(hydra_config),
     ):  # Lightning hands this directory to the processes of further ranks
         hydra_config.run.dir = cfg.run_dir
+
+
+class _Patient:
+    """Standard output whose reader may leave (``| head``): a training does not end for that."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the stream has)
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As the stream does, or to nowhere."""
+        with self._heard():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream does, or to nowhere."""
+        with self._heard():
+            self._stream.flush()
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 class _Stdout(logging.StreamHandler):
