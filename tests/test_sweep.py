@@ -177,6 +177,7 @@ def test_hydra_syntax_is_understood(text, expected):
         ([], [], "the search space is empty"),
         ([], ["optimizer.lrr=1,2"], "names a setting that does not exist; did you mean optimizer.lr"),
         ([], ["schedule=linear,cosine"], "names a setting that does not exist"),
+        ([], ["likelihood=gaussian,logistik"], "likelihood=logistik, which is no option; did you mean logistic"),
         ([], ["optimizer.lr=interval(1,0)"], r"optimizer.lr=interval\(1,0\): .*must be choice"),
         ([], ["optimizer.lr=tag(log,interval(0,1))"], "log"),
         (["sweep.space.seed=1"], [], "sweep.space.seed=1: must be choice"),

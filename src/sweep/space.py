@@ -19,6 +19,7 @@ from optuna.distributions import (
 from optuna.samplers import GridSampler
 
 from src.errors import ConfigError, first_line
+from src.runtime.cli import CONF
 from src.runtime.explain import nearest
 
 Space = dict[str, BaseDistribution]
@@ -73,6 +74,11 @@ def _check_key(config: DictConfig, override: Override) -> None:
     if not override.is_add() and key not in known:
         advice = nearest(key, known) or "; --cfg job shows them all"
         raise ConfigError(f"{override.input_line}: the search space names a setting that does not exist{advice}")
+    options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+    for word in override.sweep_string_iterator() if options and override.is_choice_sweep() else ():
+        if word not in (*options, "null"):
+            there = f"{nearest(word, options)}; there are {', '.join(options)}"
+            raise ConfigError(f"{override.input_line}: the search space names {key}={word}, which is no option{there}")
 
 
 def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
