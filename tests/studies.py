@@ -8,6 +8,7 @@ import yaml
 from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 
 from src.launch.job import Job, JobFailed, available
 from src.sweep.storage import open_storage
@@ -33,20 +34,36 @@ class Launcher:
     """Stands in for the launcher: a job writes its metrics at once, fails, is stopped, or takes the driver with it."""
 
     def __init__(
-        self, folder, fails=(), stops=(), dies=(), metrics=lambda values: {"val/loss": values["optimizer.lr"]}
+        self,
+        folder,
+        fails=(),
+        stops=(),
+        dies=(),
+        refuses=(),
+        metrics=lambda values: {"val/loss": values["optimizer.lr"]},
     ):
         self.folder, self.fails, self.stops, self.dies, self.metrics = folder, fails, stops, dies, metrics
-        self.jobs, self.batches = {}, []
+        self.refuses = refuses
+        self.jobs, self.batches, self.sweep_dir, self.at_once = {}, [], folder, 1
 
     def job(self, number, words):
+        if number in self.refuses:
+            raise HydraException("no such thing")
         return Job(number, words, self.folder / f"{number}-vae-digits", "val/loss")
 
     def run(self, jobs, ended):
-        while batch := available(jobs):
+        while batch := available(self._unfinished(jobs, ended)):
             self.batches.append([job.number for job in batch])
             for job in batch:
                 self._work(job)
                 ended(job)
+
+    def _unfinished(self, jobs, ended):
+        for job in jobs:
+            if job is not None and job.is_finished():
+                ended(job)
+            else:
+                yield job
 
     def _work(self, job):
         values = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in job.overrides)}
@@ -67,6 +84,7 @@ def run_study(folder, *words, space=SPACE, name="study", **behaviour):
     launcher = Launcher(folder, **behaviour)
     typed = [f"sweep={name}", "model=vae", f"hydra.sweep.dir={folder}", *words]
     config = composed(*typed)
+    launcher.at_once = config.hydra.launcher.jobs or 1
     error = None
     try:
         sweep(config, launcher, [*(word for word in typed if not word.startswith("hydra.")), *space])

@@ -29,7 +29,7 @@ A_RAY_CLUSTER += (
     f'ip link set lo up; export RAY_AUTH_MODE=token; {RAY} --include-dashboard=false || exit 1; "$@"; exit $?',
     "-",
 )
-STUDY = ("sweep=vae_tpe", "sweep.trials=3", "sweep.parallel=2", "network=mlp_autoencoder", *SHORT)
+STUDY = ("sweep=vae_tpe", "sweep.trials=3", "launcher.jobs=2", "network=mlp_autoencoder", *SHORT)
 SLOW = "+callback.slow={_target_:slow.Slow,seconds:0.5}"
 
 

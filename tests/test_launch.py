@@ -213,8 +213,128 @@ def test_a_ray_address_without_ray_is_refused():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         with pytest.raises(ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"):
-            list(Ray(address=address).run(iter([Job(0, [], Path("x"), "val/loss")])))
+            Ray(address=address).open()
     assert time.monotonic() - begin < 15
+
+
+SQUEUE = """#!/bin/bash
+touch $0.calls; [ -e $0.broken ] && rm $0.broken && echo "Socket timed out" >&2 && exit 1
+cat $0.states 2>/dev/null || true
+"""
+SBATCH = """#!/bin/bash
+[ -e $0.broken ] && rm $0.broken && echo "Socket timed out" >&2 && exit 1
+echo x >> $0.calls
+number=$(wc -l < $0.calls)
+[ -e $0.state ] && state=$(cat $0.state) || state=RUNNING
+for k in $(seq 0 9); do echo "${number}_$k $state None" >> $(dirname $0)/squeue.states; done
+echo $number
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Commands of a Slurm that fails as one wishes, which the real one of test_cluster.py does not; and three jobs."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    for name, text in {"squeue": SQUEUE, "sbatch": SBATCH, "scancel": '#!/bin/bash\necho "$@" >> $0.calls\n'}.items():
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
+    return place
+
+
+def some_jobs(tmp_path, number=3):
+    return [Job(n, [f"seed={n}"], tmp_path / "sweep" / f"{n}-vae-digits", "val/loss") for n in range(number)]
+
+
+def calls(place, name):
+    path = place / f"{name}.calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def let_end(place, job, state="COMPLETED", code=0):
+    states = place / "squeue.states"
+    states.write_text(states.read_text().replace(f"{job.handle} RUNNING", f"{job.handle} {state}"))
+    if code is not None:
+        job.file("exit").write_text(str(code))
+
+
+def test_a_busy_slurm_is_asked_again(slurm, tmp_path):
+    """A refused sbatch stops nothing that runs; before squeue has answered nothing is submitted."""
+    first, second, _ = some_jobs(tmp_path)
+    (slurm / "squeue.broken").touch()
+
+    def feed():
+        yield first
+        while not first.handle:
+            yield None
+        (slurm / "sbatch.broken").touch()
+        yield second
+        while not second.handle:
+            yield None
+        let_end(slurm, first)
+        let_end(slurm, second)
+
+    assert sorted(job.number for job, code, _ in Slurm(poll=0.05).run(feed()) if code == 0) == [0, 1]
+    assert not (slurm / "squeue.broken").exists()
+    assert not (slurm / "sbatch.broken").exists()
+    assert len(calls(slurm, "sbatch")) == 2
+    assert not calls(slurm, "scancel")
+
+
+def test_a_first_refusal_of_slurm_ends_the_driver(slurm, tmp_path):
+    (slurm / "sbatch.broken").touch()
+    with pytest.raises(ConfigError, match="sbatch refuses: Socket timed out"):
+        list(Slurm(poll=0.05).run(iter(some_jobs(tmp_path))))
+
+
+def test_what_slurm_loses_is_submitted_again_while_it_gets_on(slurm, tmp_path):
+    (slurm / "sbatch.state").write_text("PREEMPTED")
+    (job,) = some_jobs(tmp_path, 1)
+    assert [(code, why) for _, code, why in Slurm(poll=0.05).run(iter([job]))] == [
+        (1, "Slurm says PREEMPTED, for the third time without a checkpoint")
+    ]
+    assert len(calls(slurm, "sbatch")) == 3
+
+
+def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp_path):
+    ours, theirs = (some_jobs(tmp_path) for _ in range(2))
+    one, two = Slurm(poll=0.05), Slurm(poll=0.05)
+    running, followed = {}, {}
+    assert one._submit(ours, running) == two._submit(theirs, followed) == []
+    assert len(calls(slurm, "sbatch")) == 1
+    assert [job.handle for job in theirs] == ["1_0", "1_1", "1_2"] == [job.handle for job in followed.values()]
+    (slurm / "squeue.states").unlink()
+    one._cancel(list(running.values()))
+    assert calls(slurm, "scancel") == ["1_0 1_1 1_2"]
+    assert statuses(tmp_path / "sweep") == ["stopped"] * 3
+
+
+def test_words_of_an_earlier_start_are_not_the_last(tmp_path):
+    (job,) = some_jobs(tmp_path, 1)
+    job.file("log").parent.mkdir(parents=True)
+    job.file("log").write_text("error: stopped by SIGTERM\n")
+    job.begin()
+    job.settle(137)
+    assert job.detail == "killed by SIGKILL: no word"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["launcher=slurm", "launcher.setup='module load cuda'"], "launcher.setup=module load cuda: must be a list"),
+        (["launcher=slurm", "launcher.poll=abc"], "launcher.poll=abc: must be a number"),
+        (["launcher=slurm", "launcher.poll=-1"], "launcher.poll=-1: must be > 0"),
+        (["launcher=slurm", "launcher.gpus=2"], "launcher.gpus=2: must be true or false"),
+        (["launcher=ray", "launcher.cpus=null"], "launcher.cpus=null: must be a number"),
+        (["launcher=ray", "launcher.address=nonsense"], "launcher.address=nonsense: must be host:port, or null"),
+    ],
+)
+def test_settings_of_launchers_are_checked(cli, sweep, slurm, words, message):
+    pytest.importorskip("ray")
+    done = cli("train", "-m", *words, "seed=1", f"hydra.sweep.dir={sweep}")
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err
 
 
 def test_slurm_settings_are_checked():

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from studies import SPACE, Launcher, composed, run_study
 
 from src.errors import ConfigError, StorageError
-from src.launch.job import available
+from src.launch.job import available, recorded
 from src.sweep.space import parse
 from src.sweep.storage import JOURNAL, open_storage
 from src.sweep.study import Trials
@@ -26,7 +26,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("search", [name for name in options("search") if name != "grid"])
 def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, capsys):
-    launcher, study, _ = run("sweep.trials=6", "sweep.parallel=4", f"search={search}")
+    launcher, study, _ = run("sweep.trials=6", "hydra.launcher.jobs=4", f"search={search}")
     assert launcher.batches == [[0, 1, 2, 3], [4, 5]]
     assert [trial.state for trial in study.trials] == 6 * [TrialState.COMPLETE]
     for trial in study.trials:
@@ -35,7 +35,7 @@ def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, ca
         assert 0.1 <= job["optimizer.lr"] <= 1
         assert job["model.latent_dim"] in range(1, 9)
         assert job["model"] == "vae", "what is typed goes to every job"
-        assert not {"sweep.trials", "sweep.parallel"} & job.keys(), "may change when the study goes on"
+        assert "sweep.trials" not in job, "may change when the study goes on"
     assert len({trial.values[0] for trial in study.trials}) == 6, "a sampler of the same seed repeats nothing"
     assert (tmp_path / "study.png").stat().st_size > 10_000
     assert f"best  {study.best_trial.number}  val/loss=" in capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_a_grid_is_every_combination_once(run):
     space = ("beta.value=1,2.5", "likelihood=choice(gaussian,logistic)", "model.latent_dim=range(2,7,2)")
     loss = {"metrics": lambda values: {"val/loss": values["beta.value"]}}
     first, _, _ = run("sweep.trials=5", "search=grid", space=space, **loss)
-    rest, study, _ = run("sweep.trials=100", "search=grid", "sweep.parallel=3", space=space, **loss)
+    rest, study, _ = run("sweep.trials=100", "search=grid", "hydra.launcher.jobs=3", space=space, **loss)
     assert len(first.jobs) == 5
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(points) == len(set(points)) == 2 * 2 * 3
@@ -68,6 +68,45 @@ def test_a_failing_job_is_a_failed_trial_and_the_rest_goes_on(run):
     assert [trial.state.name for trial in study.trials][5:] == ["FAIL", "COMPLETE"], "metrics.json has null for NaN"
 
 
+def test_what_has_failed_is_not_forgotten(run):
+    run("sweep.trials=1", fails=(0,))
+    _, study, error = run("sweep.trials=2")
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    assert "1 trials of the study have failed, trial 0 first" in str(error)
+
+
+def test_settings_that_make_no_configuration_are_a_failed_trial(run, tmp_path):
+    launcher, study, error = run("sweep.trials=3", "hydra.launcher.jobs=2", refuses=(0,))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert list(launcher.jobs) == [1, 2]
+    assert str(error).startswith("job 0 failed: optimizer.lr=0.")
+    assert recorded(tmp_path)[0]["status"] == "failed"
+
+
+def test_jobs_that_have_ended_without_a_driver_count(run, tmp_path):
+    """As Slurm's may: the study takes their results and goes on to its total."""
+    run("sweep.trials=4", "hydra.launcher.jobs=2", dies=(0,))
+    for number in (0, 1):
+        (tmp_path / f"{number}-vae-digits").mkdir()
+        (tmp_path / f"{number}-vae-digits" / "metrics.json").write_text('{"val/loss": 7}')
+    launcher, study, error = run("sweep.trials=4", "hydra.launcher.jobs=2")
+    assert [trial.state.name for trial in study.trials] == 4 * ["COMPLETE"]
+    assert [trial.value for trial in study.trials][:2] == [7, 7]
+    assert (list(launcher.jobs), error) == ([2, 3], None)
+
+
+def test_an_objective_that_no_job_measures_is_told_at_the_first(run):
+    with pytest.raises(ConfigError, match="sweep.objectives.val/los: is not in .*metrics.json; did you mean val/loss"):
+        run("sweep.trials=3", "sweep.objectives={val/los:minimize}")
+
+
+def test_drivers_must_share_a_directory(run, tmp_path):
+    words = ["sweep.trials=2", f"sweep.storage=sqlite:///{tmp_path}/study.db"]
+    run(*words)
+    with pytest.raises(ConfigError, match="with another sweep directory than hydra.sweep.dir=.*; all drivers must"):
+        run_study(tmp_path / "elsewhere", *words)
+
+
 def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run):
     launcher, study, error = run("sweep.trials=3", stops=(1,))
     assert error
@@ -78,10 +117,10 @@ def test_a_stopped_job_is_no_result_and_goes_on_with_the_study(run):
 
 
 def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
-    killed, study, _ = run("sweep.trials=6", "sweep.parallel=3", dies=(4,))
+    killed, study, _ = run("sweep.trials=6", "hydra.launcher.jobs=3", dies=(4,))
     assert [trial.state.name for trial in study.trials] == 4 * ["COMPLETE"] + 2 * ["RUNNING"]
     drawn = {trial.number: dict(trial.params) for trial in study.trials}
-    again, study, _ = run("sweep.trials=6", "sweep.parallel=2")
+    again, study, _ = run("sweep.trials=6", "hydra.launcher.jobs=2")
     assert sorted(again.jobs) == [4, 5], "under their numbers, so their jobs go on in the same directories"
     assert {trial.number: dict(trial.params) for trial in study.trials} == drawn
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
@@ -90,19 +129,20 @@ def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
 def test_trials_of_a_live_driver_are_left_to_it(run, tmp_path):
     config = composed("sweep=study", "model=vae")
     space, _ = parse(config, SPACE)
-    other = Trials("study", None, {"val/loss": "minimize"}, space, tmp_path)
+    other = Trials("study", None, {"val/loss": "minimize"}, space, {"sweep": "study", "model": "vae"}, tmp_path)
     with other.driving():
         taken = other.take(2, 5, lambda known: optuna.samplers.RandomSampler())
-        launcher, study, _ = run("sweep.trials=5", "sweep.parallel=4")
+        launcher, study, _ = run("sweep.trials=5", "hydra.launcher.jobs=4")
         assert [trial.number for trial in taken] == [0, 1]
         assert launcher.batches == [[2, 3, 4]], "the total is that of all drivers"
         assert study.trials[0].state == TrialState.RUNNING
-    assert run("sweep.trials=5", "sweep.parallel=4")[0].batches == [[0, 1]], "until it is gone"
+    assert run("sweep.trials=5", "hydra.launcher.jobs=4")[0].batches == [[0, 1]], "until it is gone"
 
 
 def test_as_a_job_ends_the_next_is_asked_for(tmp_path):
     """One job that takes long holds nobody up, and the study knows the others' results when it gives the next."""
     launcher, known = Launcher(tmp_path), []
+    launcher.at_once = 2
 
     def run(jobs, ended):
         slow, *rest = available(jobs)
@@ -116,13 +156,13 @@ def test_as_a_job_ends_the_next_is_asked_for(tmp_path):
         assert available(jobs) == []
 
     launcher.run = run
-    config = composed("sweep=study", "model=vae", f"hydra.sweep.dir={tmp_path}", "sweep.trials=7", "sweep.parallel=2")
+    config = composed("sweep=study", "model=vae", f"hydra.sweep.dir={tmp_path}", "sweep.trials=7")
     sweep(config, launcher, ["sweep=study", "model=vae", *SPACE])
     assert known == [1, 2, 3, 4, 5, 6]
 
 
 def test_two_objectives_have_a_front(run, capsys):
-    words = ["sweep.trials=12", "sweep.parallel=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
+    words = ["sweep.trials=12", "hydra.launcher.jobs=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
     measure = {"metrics": lambda v: {"a": v["optimizer.lr"], "b": v["optimizer.lr"] * (v["model.latent_dim"] > 4)}}
     _, study, _ = run(*words, **measure)
     front = {tuple(trial.values) for trial in study.best_trials}
@@ -135,7 +175,7 @@ def test_two_objectives_have_a_front(run, capsys):
 
 def test_a_database_serves_as_well(run, tmp_path):
     launcher, study, _ = run(
-        "sweep.trials=3", "sweep.parallel=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
+        "sweep.trials=3", "hydra.launcher.jobs=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
     )
     again, _, _ = run("sweep.trials=3", f"sweep.storage=sqlite:///{tmp_path}/study.db")
     assert again.jobs == {2: launcher.jobs[2]}
@@ -183,7 +223,6 @@ def test_hydra_syntax_is_understood(text, expected):
         (["sweep.space.seed=1"], [], "sweep.space.seed=1: must be choice"),
         (["search=grid"], SPACE, "optimizer.lr=.*a grid needs values"),
         (["sweep.trials=0"], SPACE, "sweep.trials=0: must be an integer >= 1"),
-        (["sweep.parallel=0"], SPACE, "sweep.parallel=0: "),
         (["sweep.objectives={a:down}"], SPACE, "sweep.objectives.a=down: must be minimize or maximize"),
         (["search._target_=optuna.samplers.Nope"], SPACE, "search: "),
         (["+search.nope=1"], SPACE, "search: .*nope"),
@@ -206,6 +245,8 @@ def test_a_study_is_not_reopened_for_something_else(run, tmp_path):
         run("sweep.trials=2", space=("optimizer.lr=interval(0.1,2)", "beta.value=1,2"))
     for part in ("low=0.1, high=1.0 there, low=0.1, high=2.0 here", "model.latent_dim: ", "beta.value: nothing there"):
         assert part in str(refusal.value)
+    with pytest.raises(ConfigError, match="seed: nothing there, 7 here"):
+        run("sweep.trials=2", "seed=7")
     with pytest.raises(ConfigError, match="val/loss: minimize there, maximize here"):
         run("sweep.trials=2", "sweep.objectives={val/loss:maximize}")
     assert list(run("sweep.trials=2")[0].jobs) == [1], "the study itself is as it was"

@@ -28,7 +28,7 @@ def test_of_several_drivers_no_two_run_a_trial_and_one_may_be_killed(tmp_path):
     """Real processes, with the stand-in for the jobs: most of their time goes into the storage."""
     fork = multiprocessing.get_context("fork")
     drivers = [
-        fork.Process(target=run_study, args=(tmp_path, "sweep.trials=24", f"sweep.parallel={k}"), daemon=True)
+        fork.Process(target=run_study, args=(tmp_path, "sweep.trials=24", f"hydra.launcher.jobs={k}"), daemon=True)
         for k in (1, 2, 3)
     ]
     for driver in drivers:

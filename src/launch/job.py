@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from src.errors import ProjectError, WorkerLostError
+from src.errors import ConfigError, ProjectError, WorkerLostError
 from src.files import write_json
 
 COMMAND = (sys.executable, "-m", "src.train")
@@ -35,7 +35,8 @@ class Job:
 
     name: those of the overrides that were not typed for all jobs, but chosen by the sweep for this one.
     devices (a number or auto) on each of ``nodes`` machines are what the job's trainer asks for. status: waiting,
-    running, done, pruned, stopped or failed; detail: one line about the last two. handle: the job's name at a cluster.
+    running, done, pruned, stopped or failed; detail: one line about the last two. handle: the job's name at a cluster,
+    starts: how often it was handed over to one.
     """
 
     number: int
@@ -50,6 +51,8 @@ class Job:
     metric: float | None = None
     code: int | None = None
     handle: str | None = None
+    starts: int = 0
+    said: int = 0  # bytes of the log that are of earlier starts
 
     @property
     def words(self) -> list[str]:
@@ -70,16 +73,29 @@ class Job:
         self.metric = (metrics or pruned).get(self.metric_name)
         return True
 
+    def begin(self, status: str = "running") -> None:
+        """Take note of a start."""
+        self.status, self.starts = status, self.starts + 1
+        self.said = self.file("log").stat().st_size if self.file("log").exists() else 0
+        self.record()
+
     def settle(self, code: int, why: str = "") -> None:
         """Take note of how the process ended. code: exit status, minus the signal of one that was killed."""
         self.code = code
-        if code == 0 and self.is_finished():
+        if code in (0, *STOPPED) and self.is_finished():  # it may have been stopped when all was done
             pass
         elif code in STOPPED:
             self.status, self.detail = "stopped", why or "the same command goes on from its checkpoint"
         else:
-            how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            number = code - 128 if code > 128 else -code  # as a shell tells of a signal, or Python
+            killed = number in signal.valid_signals()
+            how = f"killed by {signal.Signals(number).name}" if killed else f"exit code {code}"
             self.status, self.detail = "failed", f"{how}: {why or self._last_words()}"
+        self.record()
+
+    def refuse(self, why: str) -> None:
+        """Take note that it cannot be run."""
+        self.status, self.detail, self.code = "failed", why, ConfigError.exit_code
         self.record()
 
     def error(self, jobs: Sequence[Job]) -> JobFailed:
@@ -92,14 +108,14 @@ class Job:
         """Write what the table knows."""
         known = {"number": self.number, "overrides": self.overrides, "run_dir": str(self.run_dir), "code": self.code}
         known |= {"status": self.status, "detail": self.detail, "metric": self.metric, "handle": self.handle}
-        known |= {"name": self.name, "metric_name": self.metric_name}
+        known |= {"name": self.name, "metric_name": self.metric_name, "starts": self.starts}
         write_json(self.file("json"), known)
 
     def _last_words(self) -> str:
         """The error line of the log, or its last line."""
         try:
             with open(self.file("log"), "rb") as log:
-                log.seek(max(0, log.seek(0, 2) - 65536))
+                log.seek(max(self.said, log.seek(0, 2) - 65536))
                 lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         except OSError:
             lines = []

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
 from src.launch.table import print_table, write_table
 from src.runtime.cli import is_first, quiet_logging
 from src.runtime.interruption import INTERRUPTION
+from src.runtime.settings import check_settings
 
 log = logging.getLogger(__name__)
 OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are nothing to a job
@@ -30,12 +32,13 @@ class JobLauncher(Launcher):
     """Runs the jobs that a sweeper asks for and says what became of each: a table, ``jobs.csv``, an exit code.
 
     backend: class of the backend, which takes ``settings`` and has ``run(jobs)``: an iterator of (job, exit code, why)
-    as jobs end, which stops what is running when it is closed. Jobs that are finished are not done again; jobs that
-    are not go on from their checkpoint. A failed job stops no other one.
+    as jobs end, which stops what is running when it is closed, within ``leaving`` seconds; ``open()``, which raises
+    ConfigError where nothing can be run, as ``check(job)`` does for one job; ``at_once(devices)`` of a study. Finished
+    jobs are not done again, others go on from their checkpoint. A failed job stops no other one.
     """
 
     def __init__(self, backend: str, **settings: Any) -> None:  # noqa: ANN401 (checked by the backend)
-        self.backend, self.settings = backend, settings
+        self.kind, self.settings = backend, settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by the sweeper."""
@@ -43,6 +46,18 @@ class JobLauncher(Launcher):
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
         typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         self.fixed = {override.get_key_element() for override in typed if not override.is_sweep_override()}
+
+    @cached_property
+    def backend(self) -> Any:  # noqa: ANN401 (one of three classes)
+        """The backend, made of settings that fit. Raises ConfigError where they do not, or something is missing."""
+        kind = get_class(self.kind)
+        check_settings(OmegaConf.create({"launcher": self.settings}), launcher=kind)
+        return kind(grace=self.config.get("grace_seconds", INTERRUPTION.grace), **self.settings)
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs of a study run at a time."""
+        return self.backend.at_once(self.config.trainer.devices)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """What Hydra's own sweeper calls: run these jobs. Raises ConfigError where there are none."""
@@ -52,6 +67,7 @@ class JobLauncher(Launcher):
         allowed = "must be null: a failure would end the sweep with its batch; launcher.jobs is how many run at a time"
         require(at_once is None, "hydra.sweeper.max_batch_size", at_once, allowed)
         jobs = [self.job(initial_job_idx + k, words) for k, words in enumerate(job_overrides)]
+        quiet_logging()
         log.info("%d jobs, %d to do", len(jobs), sum(not job.is_finished() for job in jobs))
         self.run(iter(jobs))
         return [_result(job, jobs) for job in jobs]
@@ -69,7 +85,7 @@ class JobLauncher(Launcher):
             if changed:
                 where = f"hydra.sweep.dir={self.sweep_dir}: job {number} was another one ({changed})"
                 raise ConfigError(f"{where}; choose another directory, or give the same command")
-            job.handle = known["handle"]
+            job.handle, job.starts = known["handle"], known.get("starts", 0)
         return job
 
     def run(self, jobs: Iterator[Job | None], ended: Callable[[Job], None] = lambda job: None) -> None:
@@ -78,14 +94,12 @@ class JobLauncher(Launcher):
         quiet_logging()
         if not is_first() or "LOCAL_RANK" in os.environ:
             raise ConfigError("--multirun under torchrun or srun: would run once per rank; jobs start their own ranks")
-        grace = self.config.get("grace_seconds", INTERRUPTION.grace)
-        INTERRUPTION.give(grace)
-        INTERRUPTION.give(grace + 10)  # the jobs have to be gone first
-        backend = get_class(self.backend)(grace=grace, **self.settings)
+        INTERRUPTION.give(self.backend.grace)
+        INTERRUPTION.give(self.backend.leaving)  # the jobs have to be gone first
         log.info("jobs in %s", self.sweep_dir)
         seen: list[Job] = []
         try:
-            with closing(backend.run(_unfinished(jobs, seen, ended))) as results:
+            with closing(self.backend.run(self._to_do(jobs, seen, ended))) as results:
                 for job, code, why in results:
                     job.settle(code, why)
                     log.info("job %d (%s): %s %s", job.number, job.name or job.run_dir.name, job.status, job.detail)
@@ -96,20 +110,33 @@ class JobLauncher(Launcher):
             if any(job.status not in (*FINISHED, "failed") for job in seen):
                 log.warning("not all jobs are done: the same command with hydra.sweep.dir=%s goes on", self.sweep_dir)
 
+    def _to_do(self, jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]) -> Iterator[Job | None]:
+        """Those of the jobs that are to be run; all are recorded, and added to ``seen``.
 
-def _unfinished(jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]) -> Iterator[Job | None]:
-    """Those of the jobs that are to be run; all are recorded, and added to ``seen``."""
-    for job in jobs:
-        if job is None:
-            yield None
-            continue
-        seen.append(job)
-        finished = job.is_finished()
-        job.record()
-        if finished:
-            ended(job)
-        else:
-            yield job
+        One that is finished, or that the backend cannot run, has ended before it began.
+        """
+        opened = False
+        for job in jobs:
+            if job is None:
+                yield None
+                continue
+            seen.append(job)
+            if job.is_finished():
+                job.record()
+                ended(job)
+                continue
+            if not opened:
+                self.backend.open()
+                opened = True
+            try:
+                self.backend.check(job)
+            except ConfigError as error:
+                job.refuse(str(error))
+                log.info("job %d (%s): failed %s", job.number, job.name or job.run_dir.name, job.detail)
+                ended(job)
+            else:
+                job.record()
+                yield job
 
 
 def _result(job: Job, jobs: list[Job]) -> JobReturn:

@@ -23,7 +23,7 @@ POLL = 0.1  # seconds
 class Local:
     """jobs: how many at a time; null is as many as the GPUs serve, one without GPUs. grace: seconds a job has to stop.
 
-    Raises ConfigError for less than one, or a job that asks for its devices by name or on several machines.
+    Raises ConfigError for less than one.
     """
 
     jobs: int | None = None
@@ -32,6 +32,25 @@ class Local:
     def __post_init__(self) -> None:
         whole = isinstance(self.jobs, int) and self.jobs >= 1
         require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+
+    @property
+    def leaving(self) -> float:
+        """Seconds that it may take to stop everything."""
+        return self.grace + 10
+
+    def at_once(self, devices: int | str) -> int:
+        """``jobs``, or as many as there are GPUs for, or one."""
+        each = devices if isinstance(devices, int) else 1
+        return self.jobs or max(1, len(_gpus()) // each)
+
+    def open(self) -> None:
+        """This machine is there."""
+
+    def check(self, job: Job) -> None:
+        """Raise ConfigError for a job that asks for its devices by name, or on several machines."""
+        require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
+        counted = job.devices == "auto" or isinstance(job.devices, int)
+        require(counted, "trainer.devices", job.devices, "must be a number or auto: the launcher chooses which")
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Run the jobs; yield each with its exit code as it ends. Leaving the loop stops what is running."""
@@ -43,12 +62,11 @@ class Local:
                     job = waiting.popleft()
                     if job.is_finished():  # by another driver, while this one waited for it
                         yield job, 0, ""
-                    elif not free or (child := process.begin(job.words, job.file("log"), free[0])) is None:
+                    elif not free or (child := process.begin(job, free[0])) is None:
                         waiting.append(job)
                     else:
                         running[job.number] = job, child, free.popleft()
-                        job.status = "running"
-                        job.record()
+                        job.begin()
                 for number, (job, child, slot) in list(running.items()):
                     if child.poll() is not None:
                         del running[number]
@@ -63,13 +81,9 @@ class Local:
 
     def _slots(self, jobs: Sequence[Job]) -> list[dict[str, str]]:
         """The environment of each of the jobs that run at the same time."""
-        for job in jobs:
-            require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
-            counted = job.devices == "auto" or isinstance(job.devices, int)
-            require(counted, "trainer.devices", job.devices, "must be a number or auto: the launcher chooses which")
         gpus = _gpus()
         each = max((job.devices for job in jobs if isinstance(job.devices, int)), default=1)
-        num = self.jobs or max(1, len(gpus) // each)
+        num = self.at_once(each)
         share = max(each, len(gpus) // num)
         base = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))} | process.environment()
         chosen = [[gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))] for slot in range(num)]

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from src.launch.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
@@ -28,20 +30,21 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def begin(words: Sequence[str], log: Path, variables: Mapping[str, str], wait: bool = False) -> subprocess.Popen | None:
-    """Start a job that writes to ``log``, or return None where a process of an earlier driver still does so.
+def begin(job: Job, variables: Mapping[str, str]) -> subprocess.Popen | None:
+    """Start a job that writes to its log, or return None where a process of an earlier driver still does so.
 
     The lock on the log is shared by all processes of the job and ends with the last of them: a driver that is started
     again waits for what a killed one has left. On Linux the job is asked to stop when its parent dies.
     """
+    log = job.file("log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         return subprocess.Popen(
-            list(words),
+            job.words,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

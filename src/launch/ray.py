@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 from src.errors import ConfigError, WorkerLostError, first_line, require
@@ -23,7 +23,7 @@ from src.runtime.interruption import INTERRUPTION
 from src.runtime.lock import ATTEMPT
 
 log = logging.getLogger(__name__)
-PATIENCE = 12  # seconds until an address counts as unreachable
+REACH, PATIENCE = 3, 10  # seconds for a connection, and for Ray to answer on it
 POLL = 0.2
 RETRIES = 3  # of a job whose node was lost: it goes on from its checkpoint
 
@@ -45,15 +45,35 @@ class Ray:
     def __post_init__(self) -> None:
         whole = isinstance(self.jobs, int) and self.jobs >= 1
         require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        form = self.address is None or re.fullmatch(r"(ray://)?[^:/]+:\d+", self.address)
+        require(form, "launcher.address", self.address, "must be host:port, or null")
         for name in ("cpus", "gpus"):
             require(getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0")
         self.ray = _import_ray()
 
+    @property
+    def leaving(self) -> float:
+        """Seconds that it may take to stop everything."""
+        return self.grace + 15
+
+    def at_once(self, devices: int | str) -> int:
+        """``jobs``, or one."""
+        return self.jobs or 1
+
+    def check(self, job: Job) -> None:
+        """Raise ConfigError where no machine of the cluster could hold the job."""
+        require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=ray")
+        counted = isinstance(job.devices, int)
+        require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        for name, kind, each in (("cpus", "CPU", self.cpus), ("gpus", "GPU", self.gpus)):
+            most, needed = max(machine.get(kind, 0) for machine in machines), each * job.devices
+            allowed = f"a job needs {needed:g} with trainer.devices={job.devices}, no machine of the cluster has"
+            require(needed <= most, f"launcher.{name}", each, f"{allowed} more than {most:g}")
+
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Hand the jobs over, at most ``jobs`` at a time; yield each as it ends. Leaving stops what is running."""
-        waiting, running = deque(map(_checked, available(jobs))), {}
-        if waiting:
-            self._connect()
+        waiting, running = deque(available(jobs)), {}
         try:
             while waiting or running:
                 while waiting and len(running) < (self.jobs or math.inf):
@@ -62,11 +82,12 @@ class Ray:
                 ended, _ = self.ray.wait(list(running), timeout=POLL)
                 for task in ended:
                     yield running.pop(task), *self._result(task)
-                waiting.extend(map(_checked, available(jobs)))
+                waiting.extend(available(jobs))
         finally:
             self._stop(running)
 
-    def _connect(self) -> None:
+    def open(self) -> None:
+        """Connect to the cluster, or start one. Raises ConfigError where there is none at the address."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         advice = "give host:port of a running head node, or null to start a cluster on this machine"
         try:
@@ -82,11 +103,10 @@ class Ray:
         INTERRUPTION.listen()  # Ray has put a handler of its own in its place
 
     def _start(self, job: Job) -> object:
-        job.status = "running"
-        job.record()
+        job.begin()
         needs = {"num_cpus": self.cpus * job.devices, "num_gpus": self.gpus * job.devices}
         work = self.ray.remote(_work).options(max_retries=RETRIES, **needs)
-        return work.remote(job.words, str(job.file("log")), os.getcwd(), self.grace)
+        return work.remote(job, os.getcwd(), self.grace)
 
     def _result(self, task: object) -> tuple[int, str]:
         try:
@@ -107,18 +127,10 @@ class Ray:
         self.ray.shutdown()
 
 
-def _checked(job: Job) -> Job:
-    """The job; raises ConfigError where a worker cannot hold it."""
-    require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=ray")
-    counted = isinstance(job.devices, int)
-    require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
-    return job
-
-
 def _probe(address: str) -> None:
     """Connect in a process that can be given up: Ray itself tries for minutes, and ends its process after that."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    socket.create_connection((host, int(port)), timeout=REACH).close()
     words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -131,11 +143,14 @@ def _probe(address: str) -> None:
         raise OSError(f"nothing that speaks Ray within {PATIENCE} s")
 
 
-def _work(words: list[str], log_file: str, cwd: str, grace: float) -> int:
+def _work(job: Job, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
     attempt = f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
-    child = process.begin(words, Path(log_file), process.environment() | {ATTEMPT: attempt}, wait=True)
+    while (child := process.begin(job, process.environment() | {ATTEMPT: attempt})) is None:
+        time.sleep(POLL)
+        if job.is_finished():  # by the process that was still at it
+            return 0
     try:
         while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
             time.sleep(POLL)

@@ -3,57 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
-import shlex
 import shutil
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.errors import ConfigError, require
-from src.files import write_text
 from src.launch import process
-from src.launch.job import Job, available
+from src.launch.job import Job, available, recorded
+from src.launch.slurm_script import write_array
+from src.runtime.lock import KernelLock
 
 log = logging.getLogger(__name__)
-OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "REVOKED"}
-LEFT = 3  # polls after which a job that Slurm no longer knows, and that has left no exit code, is taken for lost
+
+ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"}
+ALIVE |= {"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+AGAIN = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}  # Slurm's doing, where it does not requeue by itself
+USUAL = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Prolog"}  # reasons to wait
+PATIENCE = 3  # looks at a job that is over and has left no exit code; submissions without a new checkpoint
 KILL_WAIT = 45  # seconds that Slurm gives a cancelled job, and some more
-SCRIPT = """#!/bin/bash
-# One element per job. A job that was asked to stop (before its time limit, or by scancel --signal=USR1) goes back into
-# the queue, unless it was cancelled, or has stopped three times in a row without a new checkpoint.
-jobs=({numbers})
-runs=({runs})
-job={folder}/${{jobs[$SLURM_ARRAY_TASK_ID]}}
-latest=${{runs[$SLURM_ARRAY_TASK_ID]}}/checkpoints/latest.json
-me=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
-cd {cwd} || exit
-rm -f "$job.exit" "$job.error"
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
-{setup}
-before=$(cat "$latest" 2>/dev/null)
-srun --kill-on-bad-exit=1 --open-mode=append --output="$job.log" bash "$job.sh"
-code=$?
-[ "$before" != "$(cat "$latest" 2>/dev/null)" ] && rm -f "$job.idle" || echo >> "$job.idle"
-if [ -e "$job.error" ]; then
-    code=$(cat "$job.error")
-elif [ $code = 143 ] && [ "$(cat "$job.idle" 2>/dev/null | wc -l)" -lt 3 ] &&
-    squeue -h -j "$me" -t RUNNING | grep -q . && scontrol requeue "$me"; then
-    sleep infinity  # until Slurm ends this script
-fi
-echo "$code" > "$job.exit.new" && mv "$job.exit.new" "$job.exit"
-"""
-COMMAND = """# One task of the job. The first to fail says how: Slurm stops the others, and their codes hide its own.
-trap : USR1 TERM # Slurm signals all processes of a step; the command knows what to do
-{command}
-code=$?
-[ $code = 138 ] && code=143 # USR1 came before the command listened
-[ $code = 0 ] || [ $code = 143 ] || (set -o noclobber; echo $code > {error}) 2>/dev/null
-exit $code
-"""
 
 
 @dataclass
@@ -76,7 +47,13 @@ class Slurm:
     setup: Sequence[str] = ()
     poll: float = 5
     grace: float = 10
-    states: dict[str, str] = field(default_factory=dict)
+    states: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)  # handle -> state, reason
+    known: dict[int, str] = field(
+        default_factory=dict, init=False
+    )  # reason why a job waits, or checkpoint of a lost one
+    looks: Counter[int] = field(default_factory=Counter, init=False)  # at a job that is over and has left nothing
+    losses: Counter[int] = field(default_factory=Counter, init=False)  # of a job, since its last new checkpoint
+    accepted: bool = field(default=False, init=False)  # whether Slurm has taken any job
 
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "lead"):
@@ -84,106 +61,166 @@ class Slurm:
             require(isinstance(value, int) and value >= 1, f"launcher.{name}", value, "must be an integer >= 1")
         known = isinstance(self.jobs, int) and self.jobs >= 1
         require(known or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        require(self.poll > 0, "launcher.poll", self.poll, "must be > 0 seconds")
         allowed = f"must be less than launcher.minutes={self.minutes}, in seconds"
         require(self.lead < 60 * self.minutes, "launcher.lead", self.lead, allowed)
+
+    @property
+    def leaving(self) -> float:
+        """Seconds that it may take to cancel everything."""
+        return self.grace + KILL_WAIT + 10
+
+    def at_once(self, devices: int | str) -> int:
+        """``jobs``, or one."""
+        return self.jobs or 1
+
+    def open(self) -> None:
+        """Raise ConfigError where Slurm is out of reach."""
         if shutil.which("sbatch") is None:
             why = "there is no sbatch here; start this on a login node of the cluster"
             raise ConfigError(f"launcher=slurm: {why} (to be one on Debian: apt-get install slurm-client)")
 
+    def check(self, job: Job) -> None:
+        """Raise ConfigError for a job whose tasks cannot be counted."""
+        counted = isinstance(job.devices, int)
+        require(counted, "trainer.devices", job.devices, "must be a number with launcher=slurm: the tasks per node")
+
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Submit the jobs that are not there from an earlier start; yield each as it ends. Leaving cancels the rest."""
-        left: dict[int, int] = {}
+        waiting = available(jobs)
         running: dict[int, Job] = {}
         try:
-            while (arrived := available(jobs)) or running:
-                left |= dict.fromkeys((job.number for job in arrived), LEFT)
-                running |= {job.number: job for job in arrived}
-                self._submit([job for job in arrived if not self._lives(job)])
-                time.sleep(self.poll)
+            while waiting or running:
                 answered = self._look()
-                for job in list(running.values()):
-                    left[job.number] -= answered and not self._lives(job)
-                    end = self._end(job, left[job.number] <= 0)
+                for job in list(running.values()) if answered else ():
+                    end = self._end(job)
                     if end:
                         del running[job.number]
                         yield job, *end
+                waiting += available(jobs)
+                lost = [job for job in running.values() if self.states.get(job.handle, ("", ""))[0] in AGAIN]
+                if answered and (waiting or lost):
+                    waiting = self._submit([*waiting, *lost], running)
+                time.sleep(self.poll)
         finally:
             self._cancel(list(running.values()))
 
-    def _submit(self, jobs: Sequence[Job]) -> None:
-        """One array for all jobs that need the same nodes and tasks."""
-        alike = defaultdict(list)
-        for job in jobs:
-            counted = isinstance(job.devices, int)
-            require(counted, "trainer.devices", job.devices, "must be a number with launcher=slurm: the tasks per node")
-            alike[job.nodes, job.devices].append(job)
-        for (nodes, tasks), group in alike.items():
-            folder, numbers = group[0].file("sh").parent, [job.number for job in group]
-            for job in group:
-                error = shlex.quote(str(job.file("error")))
-                write_text(job.file("sh"), COMMAND.format(command=shlex.join(job.words), error=error))
-                for left in ("exit", "idle"):
-                    job.file(left).unlink(missing_ok=True)
-            lists = {"numbers": " ".join(map(str, numbers)), "runs": shlex.join(str(job.run_dir) for job in group)}
-            places = {"folder": shlex.quote(str(folder)), "cwd": shlex.quote(os.getcwd())}
-            text = SCRIPT.format(setup="\n".join(self.setup), **lists, **places)
-            script = folder / f"array-{numbers[0]}-{nodes}x{tasks}.sh"
-            write_text(script, text)
-            number = self._sbatch(script, len(group), nodes, tasks)
-            for element, job in enumerate(group):
-                job.handle, job.status = f"{number}_{element}", "running"
-                job.record()
-            log.info("Slurm job array %s: %d elements", number, len(group))
+    def _submit(self, jobs: Sequence[Job], running: dict[int, Job]) -> list[Job]:
+        """Hand jobs over: one array for all that need the same nodes and tasks. Returns those that Slurm does not take.
 
-    def _sbatch(self, script: Path, num: int, nodes: int, tasks: int) -> str:
-        at_once = f"%{self.jobs}" if self.jobs else ""
+        One driver at a time: what another has handed over meanwhile is followed. The first refusal of all is an error.
+        """
+        alike = defaultdict(list)
+        folder = jobs[0].file("sh").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        refused: list[Job] = []
+        with KernelLock(folder / ".submit.lock"):
+            for job in jobs:
+                for known in recorded(folder.parent, job.number):
+                    job.handle, job.starts = known["handle"], known.get("starts", 0)
+            if not self._look():
+                return [job for job in jobs if job.number not in running]
+            for job in jobs:
+                if self.states.get(job.handle, ("", ""))[0] in ALIVE:
+                    running[job.number] = job
+                else:
+                    alike[job.nodes, job.devices].append(job)
+            for group in alike.values():
+                number = self._sbatch(write_array(group, self.setup), group)
+                for element, job in enumerate(group):
+                    if number is not None:
+                        job.handle = f"{number}_{element}"
+                        self.states[job.handle] = ("PENDING", "None")
+                        job.begin("waiting")
+                        running[job.number] = job
+                    else:
+                        refused.append(running.pop(job.number, job))
+        return refused
+
+    def _sbatch(self, script: Path, jobs: Sequence[Job]) -> str | None:
+        """The number of the new array, or None where Slurm does not take it now. Raises ConfigError at the first."""
+        nodes, tasks, at_once = jobs[0].nodes, jobs[0].devices, f"%{self.jobs}" if self.jobs else ""
         words = ["sbatch", "--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
-        words += [f"--array=0-{num - 1}{at_once}", f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
+        words += [f"--array=0-{len(jobs) - 1}{at_once}", f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
         words += [f"--cpus-per-task={self.cpus}", f"--time={self.minutes}", f"--signal=USR1@{self.lead}"]
         words += [f"--output={script.with_suffix('')}-%a.log"]
         words += [f"--gpus-per-node={tasks}"] if self.gpus else []
         words += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(self, name))]
         done = _slurm([*words, *self.options, str(script)])
-        if done.returncode:
-            raise ConfigError(f"launcher=slurm: sbatch refuses: {' '.join(done.stderr.split())}")
-        return done.stdout.split(";")[0].strip()
+        if done.returncode == 0:
+            self.accepted = True
+            number = done.stdout.split(";")[0].strip()
+            log.info("Slurm job array %s: %d elements", number, len(jobs))
+            return number
+        why = f"launcher=slurm: sbatch refuses: {' '.join(done.stderr.split())}"
+        if not self.accepted:
+            raise ConfigError(why)
+        log.warning("%s; %d jobs wait for the next try", why, len(jobs))
+        return None
 
     def _look(self) -> bool:
         """Ask for the states of all of the user's jobs; where Slurm does not answer, those of before stand."""
-        done = _slurm(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"])
+        done = _slurm(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T %r"])
         if done.returncode:
             log.warning("squeue does not answer: %s", " ".join(done.stderr.split()))
             return False
-        self.states = dict(line.split() for line in done.stdout.splitlines())
+        found = (line.split(maxsplit=2) for line in done.stdout.splitlines())
+        self.states = {handle: (state, *reason, "None")[:2] for handle, state, *reason in found}
         return True
 
-    def _lives(self, job: Job) -> bool:
-        """Whether Slurm runs the job, or will."""
-        if job.handle is not None and not self.states:
-            self._look()
-        return self.states.get(job.handle, "COMPLETED") not in OVER
-
-    def _end(self, job: Job, lost: bool) -> tuple[int, str] | None:
-        """Exit code and reason of a job that has ended."""
-        state = self.states.get(job.handle, "")
-        if state in OVER or lost:
-            if state in ("CANCELLED", ""):
-                return 143, "cancelled at the cluster"
-            if state != "COMPLETED" and not job.file("exit").exists():
-                return 1, f"Slurm says {state}"
+    def _end(self, job: Job) -> tuple[int, str] | None:
+        """Exit code and reason of a job that has ended, None where it has not, or is to be submitted again."""
+        state, reason = self.states.get(job.handle, ("", ""))
+        if state in ALIVE:
+            self._tell(job, state, reason)
+            return None
+        if job.is_finished():
+            return 0, ""
+        if state in AGAIN:
+            return None if self._gets_on(job) else (1, f"Slurm says {state}, for the third time without a checkpoint")
         if job.file("exit").exists():
             return int(job.file("exit").read_text()), ""
-        return (1, f"Slurm says {state}, without an exit code") if lost else None
+        if state == "CANCELLED":
+            return 143, "cancelled at the cluster"
+        if state not in ("", "COMPLETED"):
+            return 1, f"Slurm says {state}"
+        self.looks[job.number] += 1
+        if self.looks[job.number] < PATIENCE:
+            return None
+        waited = job.status == "waiting"  # an element that is cancelled before it begins leaves nothing
+        gone = (143, "cancelled at the cluster" if waited else "Slurm no longer knows it")
+        return (1, "Slurm says COMPLETED, without an exit code") if state else gone
+
+    def _tell(self, job: Job, state: str, reason: str) -> None:
+        """Take note of whether a job runs, and of what it waits for."""
+        status = "waiting" if state == "PENDING" else "running"
+        if job.status != status:
+            job.status = status
+            job.record()
+        if status == "waiting" and reason not in (*USUAL, self.known.get(job.number)):
+            self.known[job.number] = reason
+            log.info("job %d waits: %s", job.number, reason)
+
+    def _gets_on(self, job: Job) -> bool:
+        """Whether a job that was lost has a checkpoint that it did not have before, or may be tried without."""
+        latest = job.run_dir / "checkpoints" / "latest.json"
+        kept = latest.read_text() if latest.exists() else ""
+        if kept != self.known.get(job.number):
+            self.known[job.number], self.losses[job.number] = kept, 0
+        self.losses[job.number] += 1
+        return self.losses[job.number] < PATIENCE
 
     def _cancel(self, jobs: list[Job]) -> None:
-        """Cancel what lives and wait until it is gone: each job keeps a checkpoint first."""
-        there = [job for job in jobs if job.handle and self._lives(job)]
-        if there:
-            _slurm(["scancel", *(job.handle for job in there)])
+        """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint first."""
+        if jobs:
+            _slurm(["scancel", *(job.handle for job in jobs)])
         end = time.monotonic() + self.grace + KILL_WAIT
-        while self._look() and any(map(self._lives, there)) and time.monotonic() < end:
+        there = ALIVE - {"COMPLETING"}
+        while jobs and self._look() and any(self.states.get(job.handle, ("", ""))[0] in there for job in jobs):
+            if time.monotonic() > end:
+                break
             time.sleep(min(self.poll, 1))
-        for job in there:
+        for job in jobs:
             job.settle(143)
 
 

@@ -27,12 +27,12 @@ def write_table(sweep_dir: Path) -> None:
 def print_table(sweep_dir: Path) -> None:
     """Print all jobs of the directory: of the overrides their own, of the run directories the names."""
     jobs = recorded(sweep_dir)
-    measured = {job["metric_name"] for job in jobs}
+    measured = {job.get("metric_name") for job in jobs} - {None}
     rows = [tuple(measured.pop() if name == "metric" and len(measured) == 1 else name for name in COLUMNS)]
     for job in jobs:
         metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
         place = Path(job["run_dir"]).name
-        name = re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", job["name"])
+        name = re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", job.get("name", ""))
         rows.append((str(job["number"]), name, job["status"], metric, place, job["detail"]))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:

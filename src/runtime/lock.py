@@ -1,4 +1,4 @@
-"""The lock of a run directory: one live process at a time, however the one before has ended."""
+"""Locks: of a run directory, for one live process at a time however the one before has ended; of a moment."""
 
 from __future__ import annotations
 
@@ -142,3 +142,26 @@ def _start_of(pid: int) -> str | None:
     except OSError:  # not Linux, or hidden: the process id alone has to do
         return ""
     return None if state == "Z" else f"{boot} {fields[18]}"
+
+
+class KernelLock:
+    """Held by one process at a time, and gone with it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def acquire(self) -> bool:
+        """Wait for it."""
+        self._file = open(self.path, "w")  # noqa: SIM115 (closed by release)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        self._file.close()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -19,9 +19,7 @@ ENOUGH = 4  # complete trials; importances of fewer are noise
 
 
 def draw_study(trials: Trials, names: list[str], target: Path) -> None:
-    """Write one PNG; nothing where no trial is complete. names: of the objectives."""
-    if not trials.complete():
-        return
+    """Write one PNG of a study with complete trials. names: of the objectives."""
     importances = len(trials.complete()) >= ENOUGH
     rows = [[(_history, index), *([(_importance, index)] if importances else [])] for index in range(len(names))]
     if len(names) > 1:

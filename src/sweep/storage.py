@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from pathlib import Path
 
@@ -10,31 +9,29 @@ from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from src.errors import ConfigError, StorageError, first_line
+from src.runtime.lock import KernelLock
 
 JOURNAL = "study.journal"
 
 
-class KernelLock:
-    """Held by one process at a time and gone with it; Optuna's own stays for 30 s when its process is killed."""
+class JournalLock(KernelLock):
+    """Whoever is about to write finds whole lines: what a full disk or a crash left of one is cut off."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, journal: Path) -> None:
+        super().__init__(path)
+        self.journal = journal
 
     def acquire(self) -> bool:
-        """Wait for it."""
-        self._file = open(self.path, "w")  # noqa: SIM115 (closed by release)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        """Wait, and mend; with another line behind half a one nobody could read on."""
+        super().acquire()
+        with open(self.journal, "ab+") as file:
+            end = file.seek(0, 2)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(max(0, end - 2**20))
+                tail = file.read()
+                file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
         return True
-
-    def release(self) -> None:
-        """Let the next one have it."""
-        self._file.close()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -49,8 +46,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         if url is not None:
             return get_storage(url)
         folder.mkdir(parents=True, exist_ok=True)
-        path, lock = folder / JOURNAL, KernelLock(folder / f".{JOURNAL}.lock")
-        _mend(path, lock)
+        path, lock = folder / JOURNAL, JournalLock(folder / f".{JOURNAL}.lock", folder / JOURNAL)
+        with lock:
+            pass
         return JournalStorage(JournalFileBackend(str(path), lock))
     except OSError as error:
         raise StorageError(f"hydra.sweep.dir={folder}: the study cannot be kept here ({error.strerror})") from error
@@ -58,13 +56,3 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         where = f"sweep.storage={url}" if url else f"{folder / JOURNAL}"
         kind = ConfigError if url else StorageError
         raise kind(f"{where}: {first_line(error)}; null is a journal file in the sweep directory") from error
-
-
-def _mend(path: Path, lock: KernelLock) -> None:
-    """Cut off a line that a full disk or a crash left unfinished: with another behind it nobody could read on."""
-    with lock, open(path, "ab+") as file:
-        end = file.seek(0, 2)
-        file.seek(max(0, end - 2**20))
-        tail = file.read()
-        if not tail.endswith(b"\n"):
-            file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,27 +18,37 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
+from src.files import write_text
 from src.runtime import lock
+from src.runtime.lock import KernelLock
 from src.sweep.space import Space
-from src.sweep.storage import KernelLock, open_storage
+from src.sweep.storage import open_storage
 
 log = logging.getLogger(__name__)
 
 DRIVERS = ".drivers"
+PLACE = ".study"  # in the sweep directory: a word that the study knows as well
 OWNER = "driver"  # the attribute of a trial that names the directory which its driver locks
 
 
 class Trials:
     """Hands out the trials of one study and takes their results; several drivers may do so at once.
 
-    name, storage: of the study, see ``open_storage``; objectives: name -> ``minimize`` or ``maximize``; folder: the
-    sweep directory, shared by all drivers. A trial belongs to the driver that asked for it for as long as that process
-    lives; then it goes back to the queue, with its number and its parameters, so its job goes on where it was. Raises
-    ConfigError where the study exists with another space or other objectives.
+    name, storage: of the study, see ``open_storage``; objectives: name -> ``minimize`` or ``maximize``; settings: what
+    all jobs are given; folder: the sweep directory, shared by all drivers. A trial belongs to the driver that asked for
+    it for as long as that process lives; then it goes back to the queue, with its number and its parameters, so its job
+    goes on where it was. Raises ConfigError where the study exists with another space, other objectives, settings or
+    another directory.
     """
 
     def __init__(
-        self, name: str, storage: str | None, objectives: Mapping[str, str], space: Space, folder: Path
+        self,
+        name: str,
+        storage: str | None,
+        objectives: Mapping[str, str],
+        space: Space,
+        settings: Mapping[str, str],
+        folder: Path,
     ) -> None:
         self.space, self.folder = space, folder
         self.driver = folder / DRIVERS / f"{socket.gethostname()}-{secrets.token_hex(4)}"
@@ -50,7 +61,8 @@ class Trials:
                 directions=list(objectives.values()),
                 load_if_exists=True,
             )
-            self._check_same(objectives)
+            self._check_place()
+            self._check_same(objectives, settings)
 
     @contextmanager
     def driving(self) -> Iterator[None]:
@@ -58,6 +70,9 @@ class Trials:
         self.driver.mkdir(parents=True, exist_ok=True)
         try:
             with lock.locked(self.driver):
+                for other in self.driver.parent.iterdir():
+                    if not lock.held(other):  # killed; its trials are free
+                        shutil.rmtree(other, ignore_errors=True)
                 yield
         finally:
             self.driver.rmdir()
@@ -69,7 +84,7 @@ class Trials:
         """
         with self._alone:
             for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                if not self._has_driver(trial):
+                if not self.has_driver(trial):
                     log.warning("trial %d: its driver is gone, queued again", trial.number)
                     self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             known = self.study.get_trials(deepcopy=False)
@@ -89,25 +104,39 @@ class Trials:
         """The run directory of a trial's job, where there is one."""
         return next(iter(sorted(self.folder.glob(f"{number}-*/"))), None)
 
-    def _has_driver(self, trial: FrozenTrial) -> bool:
+    def has_driver(self, trial: FrozenTrial) -> bool:
+        """Whether a process that lives, or may live on another machine, runs the trial."""
         return OWNER in trial.user_attrs and lock.held(Path(trial.user_attrs[OWNER]))
 
-    def _check_same(self, objectives: Mapping[str, str]) -> None:
+    def _check_place(self) -> None:
+        """Raise ConfigError where the study is kept by drivers in another directory: they could not see each other."""
+        mark = self.folder / PLACE
+        there = self.study.user_attrs.get("place")
+        if there is None:
+            there = secrets.token_hex(8)
+            write_text(mark, there)
+            self.study.set_user_attr("place", there)
+        elif not mark.exists() or mark.read_text() != there:
+            why = f"is kept with another sweep directory than hydra.sweep.dir={self.folder}"
+            raise ConfigError(f"sweep.study={self.study.study_name}: {why}; all drivers must share one")
+
+    def _check_same(self, objectives: Mapping[str, str], settings: Mapping[str, str]) -> None:
         """Record what the study is about, or hold it against what was recorded."""
         mine = {key: json.loads(distribution_to_json(of)) for key, of in self.space.items()}
-        mine = {"space": mine, "objectives": dict(objectives)}
+        mine = {"space": mine, "objectives": dict(objectives), "settings": dict(settings)}
         theirs = self.study.user_attrs.get("about")
         if theirs is None:
             self.study.set_user_attr("about", mine)
             return
+        theirs = mine | theirs
         changes = [
             f"{key}: {_shown(theirs[part].get(key))} there, {_shown(mine[part].get(key))} here"
-            for part in ("space", "objectives")
+            for part in mine
             for key in sorted(theirs[part].keys() | mine[part].keys())
             if theirs[part].get(key) != mine[part].get(key)
         ]
         if changes:
-            what = f"the study exists with another search space or objective ({'; '.join(changes)})"
+            what = f"the study exists with another search space, objective or setting ({'; '.join(changes)})"
             advice = "give this one a name of its own, sweep.study=NAME, or go on with the settings of the study"
             raise ConfigError(f"sweep.study={self.study.study_name}: {what}; {advice}")
 

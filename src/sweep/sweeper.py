@@ -10,22 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import optuna
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
-from src.errors import require
-from src.launch.job import FINISHED, Job
+from src.errors import ConfigError, first_line, require
+from src.launch.job import FINISHED, Job, JobFailed
 from src.launch.launcher import JobLauncher
 from src.runtime.build import build, naming
+from src.runtime.explain import nearest
 from src.sweep.plots import draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
-from src.sweep.study import Trials
+from src.sweep.study import OWNER, Trials
 
 log = logging.getLogger(__name__)
 
 DIRECTIONS = ("minimize", "maximize")
-OF_THE_DRIVER = ("sweep.trials=", "sweep.parallel=")  # may change when a study goes on, and are nothing to a job
+OF_THE_DRIVER = ("sweep.trials=",)  # may change when a study goes on, and are nothing to a job
 
 
 def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -> None:
@@ -42,40 +45,69 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
     _check(config, objectives)
     _sampler(config, space, 0)  # what it refuses is refused before there is a study
     folder = Path(config.hydra.sweep.dir).expanduser().resolve()
-    trials = Trials(config.sweep.study, config.sweep.storage, objectives, space, folder)
+    trials = Trials(config.sweep.study, config.sweep.storage, objectives, space, _fixed(words), folder)
     with trials.driving():
         jobs = _run(config, trials, launcher, words, list(objectives))
     _show(trials, list(objectives))
     for job in jobs:
         if job.status not in FINISHED:
             raise job.error(jobs)
+    failed = trials.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    if failed:
+        what = (
+            f"{len(failed)} trials of the study have failed, trial {failed[0].number} first; see {folder / 'jobs.csv'}"
+        )
+        raise JobFailed(f"sweep.study={config.sweep.study}: {what}", None)
+
+
+def _fixed(words: Sequence[str]) -> dict[str, str]:
+    """What all jobs of a study are given: setting -> value."""
+    ours = (word for word in words if not word.startswith(("launcher=", "resume=", "hydra")))
+    return {key: value for key, _, value in (word.partition("=") for word in ours)}
 
 
 def _run(config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[str], names: list[str]) -> list[Job]:
     """Keep as many jobs running as may at a time; as one ends the study learns from it and gives the next."""
     is_grid = config.search._target_ == f"{Grid.__module__}.{Grid.__name__}"
     total = min(config.sweep.trials, size(trials.space)) if is_grid else config.sweep.trials
-    most = config.sweep.parallel or config.hydra.launcher.get("jobs") or 1
+    most = launcher.at_once
     running: dict[int, Trial] = {}
     over: list[Job] = []
 
+    def ended(job: Job) -> None:
+        _finish(trials, running[job.number], job, names)
+        del running[job.number]
+        over.append(job)
+
     def jobs() -> Iterator[Job | None]:
         while True:
+            before = len(over)
             for trial in trials.take(most - len(running), total, lambda known: _sampler(config, trials.space, known)):
                 running[trial.number] = trial
-                yield launcher.job(trial.number, [*words, *_words(trial)])
-            if not running:
+                job = _job(launcher, trial, words)
+                if job.status == "failed":
+                    ended(job)
+                else:
+                    yield job
+            if not running and len(over) == before:
                 return
-            before = len(over)
-            while len(over) == before:
+            while running and len(over) == before:
                 yield None
-
-    def ended(job: Job) -> None:
-        _finish(trials, running.pop(job.number), job, names)
-        over.append(job)
 
     launcher.run(jobs(), ended)
     return over
+
+
+def _job(launcher: JobLauncher, trial: Trial, words: list[str]) -> Job:
+    """The job of a trial; a failed one where its settings make no configuration."""
+    own = _words(trial)
+    try:
+        return launcher.job(trial.number, [*words, *own])
+    except (HydraException, OmegaConfBaseException) as error:
+        name = " ".join(own[:-1])
+        job = Job(trial.number, [*words, *own], launcher.sweep_dir / f"{trial.number}-none", "", name=name)
+        job.refuse(f"{name}: {first_line(error)}")
+        return job
 
 
 def _words(trial: Trial) -> list[str]:
@@ -90,9 +122,14 @@ def _finish(trials: Trials, trial: Trial, job: Job, names: list[str]) -> None:
     if job.status != "done":
         return
     metrics = json.loads((job.run_dir / "metrics.json").read_text(encoding="utf-8"))
-    values = [metrics.get(name) for name in names]
+    for name in names:
+        if name not in metrics:
+            there = f"{nearest(name, list(metrics))}; there are {', '.join(metrics)}"
+            raise ConfigError(f"sweep.objectives.{name}: is not in {job.run_dir / 'metrics.json'}{there}")
+    values = [metrics[name] for name in names]
     if any(value is None or not math.isfinite(value) for value in values):
-        log.warning("trial %d: has no finite %s and counts as failed", trial.number, " and ".join(names))
+        job.refuse(f"has no finite {' and '.join(names)}")
+        log.warning("trial %d: %s, and counts as failed", trial.number, job.detail)
         trials.finish(trial, TrialState.FAIL)
     else:
         trials.finish(trial, TrialState.COMPLETE, values)
@@ -107,10 +144,8 @@ def _check(config: DictConfig, objectives: Mapping[str, str]) -> None:
     """Raise ConfigError for settings that no study can have."""
     ours = config.hydra.launcher._target_ == "hydra_plugins.genbench_launcher.Launcher"
     require(ours, "hydra.launcher._target_", config.hydra.launcher._target_, "must be launcher=local, slurm or ray")
-    for name in ("trials", "parallel"):
-        value = config.sweep[name]
-        whole = isinstance(value, int) and value >= 1
-        require(whole or (value is None and name == "parallel"), f"sweep.{name}", value, "must be an integer >= 1")
+    whole = isinstance(config.sweep.trials, int) and config.sweep.trials >= 1
+    require(whole, "sweep.trials", config.sweep.trials, "must be an integer >= 1")
     for name, direction in objectives.items():
         require(direction in DIRECTIONS, f"sweep.objectives.{name}", direction, f"must be {' or '.join(DIRECTIONS)}")
     if config.sweep.pruner is not None:
@@ -131,10 +166,17 @@ def _sampler(config: DictConfig, space: Space, known: int) -> BaseSampler:
 
 def _show(trials: Trials, names: list[str]) -> None:
     """Draw the study and print its best trials, each with its run directory."""
-    draw_study(trials, names, trials.folder / "study.png")
+    picture = trials.folder / "study.png" if trials.complete() else ""
+    if picture:
+        draw_study(trials, names, picture)
     states = [trial.state.name.lower() for trial in trials.study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    print(f"\nStudy {trials.study.study_name}: {counts}   {trials.folder / 'study.png'}")
+    print(f"\nStudy {trials.study.study_name}: {counts}   {picture}")
+    for trial in filter(trials.has_driver, trials.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
+        owner = trial.user_attrs[OWNER]
+        log.warning(
+            "trial %d is with the driver %s; if that is dead, delete its .lock and start again", trial.number, owner
+        )
     for trial in trials.best():
         values = "  ".join(f"{name}={value:.5g}" for name, value in zip(names, trial.values, strict=True))
         settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
