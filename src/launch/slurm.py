@@ -214,11 +214,12 @@ class Slurm:
         """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint first."""
         if jobs:
             _slurm(["scancel", *(job.handle for job in jobs)])
-        end = time.monotonic() + self.grace + KILL_WAIT
-        there = ALIVE - {"COMPLETING"}
+        begin, there = time.monotonic(), ALIVE
         while jobs and self._look() and any(self.states.get(job.handle, ("", ""))[0] in there for job in jobs):
-            if time.monotonic() > end:
+            if time.monotonic() > begin + self.grace + KILL_WAIT:
                 break
+            if time.monotonic() > begin + self.grace + 2:
+                there = ALIVE - {"COMPLETING"}  # what the site does after a job is not waited for
             time.sleep(min(self.poll, 1))
         for job in jobs:
             job.settle(143)
