@@ -106,6 +106,20 @@ def test_a_grace_that_leaves_no_time_is_refused(seconds):
         Interruption().give(seconds)
 
 
+def test_what_is_done_whole_is_not_divided():
+    own, done = Interruption(), []
+
+    def work():
+        with own.deferred():
+            own._on_signal(signal.SIGTERM, None)
+            done.append(1)
+
+    with pytest.raises(Interrupted):
+        work()
+    assert done == [1]
+    assert not own.busy
+
+
 def test_busy_defers_and_idle_raises():
     own = Interruption()
     own.busy = own.may_leave = True

@@ -15,6 +15,7 @@ from src.errors import ConfigError, require
 from src.launch import process
 from src.launch.job import Job, available, recorded
 from src.launch.slurm_script import write_array
+from src.runtime.interruption import INTERRUPTION
 from src.runtime.lock import KernelLock
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Slurm:
     looks: Counter[int] = field(default_factory=Counter, init=False)  # at a job that is over and has left nothing
     losses: Counter[int] = field(default_factory=Counter, init=False)  # of a job, since its last new checkpoint
     accepted: bool = field(default=False, init=False)  # whether Slurm has taken any job
+    refusal: str = field(default="", init=False)  # the last one
 
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "lead"):
@@ -114,7 +116,7 @@ class Slurm:
         folder = jobs[0].file("sh").parent
         folder.mkdir(parents=True, exist_ok=True)
         refused: list[Job] = []
-        with KernelLock(folder / ".submit.lock"):
+        with INTERRUPTION.deferred(), KernelLock(folder / ".submit.lock"):
             for job in jobs:
                 for known in recorded(folder.parent, job.number):
                     job.handle, job.starts = known["handle"], known.get("starts", 0)
@@ -148,14 +150,16 @@ class Slurm:
         words += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(self, name))]
         done = _slurm([*words, *self.options, str(script)])
         if done.returncode == 0:
-            self.accepted = True
+            self.accepted, self.refusal = True, ""
             number = done.stdout.split(";")[0].strip()
             log.info("Slurm job array %s: %d elements", number, len(jobs))
             return number
         why = f"launcher=slurm: sbatch refuses: {' '.join(done.stderr.split())}"
         if not self.accepted:
             raise ConfigError(why)
-        log.warning("%s; %d jobs wait for the next try", why, len(jobs))
+        if why != self.refusal:
+            log.warning("%s; %d jobs wait until it takes them", why, len(jobs))
+        self.refusal = why
         return None
 
     def _look(self) -> bool:
@@ -227,4 +231,5 @@ class Slurm:
 
 def _slurm(words: list[str]) -> subprocess.CompletedProcess[str]:
     """A command of Slurm, without the variables of a job that the driver itself may be."""
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=process.environment())
+    settings = {"capture_output": True, "text": True, "check": False, "env": process.environment()}
+    return subprocess.run(words, start_new_session=True, **settings)  # Ctrl-C is the driver's business

@@ -102,6 +102,16 @@ class Interruption:
         if waits:
             self.busy = True
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A first signal in the block is met at its end: what is done there is done whole."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+        self.leave_if_requested()
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         again = self.requested is not None
         self.requested = self.requested or signum
