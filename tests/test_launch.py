@@ -124,6 +124,7 @@ def test_a_stopped_driver_stops_its_jobs(drive, tmp_path, signum, code):
     assert len(list(sweep.glob("*/checkpoint"))) == 2
     said = (tmp_path / "driver.log").read_text()
     assert f"the same command with hydra.sweep.dir={sweep} goes on" in said
+    assert said.splitlines()[-1] == f"error: stopped by {signal.Signals(signum).name}"
 
 
 REFUSED = [

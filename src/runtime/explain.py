@@ -26,7 +26,8 @@ def explain(
     if isinstance(error, SystemExit):
         return _exit(error)
     if isinstance(error, Interrupted):
-        advice = "; resume=auto with the same hydra.run.dir goes on" if config_name == "train" else ""
+        one = config_name == "train" and not {"-m", "--multirun"} & {*overrides}  # of many the table has told
+        advice = "; resume=auto with the same hydra.run.dir goes on" if one else ""
         return error.exit_code, f"stopped by {error}{advice}"
     if isinstance(error, ProjectError):
         return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
