@@ -311,10 +311,79 @@ def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp
     assert statuses(tmp_path / "sweep") == ["stopped"] * 3
 
 
+def test_a_refusal_ends_no_job_of_an_earlier_start(slurm, tmp_path):
+    first, second = some_jobs(tmp_path, 2)
+    assert Slurm(poll=0.05)._submit([first], {}) == []
+    (slurm / "sbatch.broken").touch()
+    again = Slurm(poll=0.05)
+
+    def feed():
+        yield from (first, second)
+        while not second.handle:
+            yield None
+        let_end(slurm, first)
+        let_end(slurm, second)
+
+    assert [code for _, code, _ in again.run(feed())] == [0, 0]
+    assert not calls(slurm, "scancel")
+
+
+def test_what_slurm_never_takes_is_given_up(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.launch.slurm.GIVE_UP", 3)
+    slow = Slurm(poll=0.05)
+    slow.accepted = True
+    (slurm / "sbatch").write_text("#!/bin/bash\necho too large >&2; exit 1\n")
+    ended = [(job.number, code, why) for job, code, why in slow.run(iter(some_jobs(tmp_path, 2)))]
+    assert sorted(ended) == [(k, 2, "launcher=slurm: sbatch refuses: too large") for k in (0, 1)]
+
+
+def test_what_cannot_be_cancelled_is_not_called_stopped(slurm, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("src.launch.slurm.KILL_WAIT", 0.5)
+    (job,) = some_jobs(tmp_path, 1)
+    stubborn, running = Slurm(poll=0.05, grace=0.5), {}
+    stubborn._submit([job], running)
+    (slurm / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    stubborn._cancel([job])
+    assert "Slurm has not ended 1_0: scancel them" in caplog.text
+    assert statuses(tmp_path / "sweep") == ["waiting"]
+
+
+def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
+    """The second composes its jobs while the first submits them."""
+    words = ("launcher=slurm", "launcher.poll=0.2", "seed=range(1,10)")
+    two = [drive(*words, seconds=0) for _ in range(2)]
+    wait_until(
+        lambda: len(recorded(tmp_path / "sweep")) == 9 and all(job["handle"] for job in recorded(tmp_path / "sweep"))
+    )
+    time.sleep(3)
+    assert len(calls(slurm, "sbatch")) == 1
+    assert {job["starts"] for job in recorded(tmp_path / "sweep")} == {1}
+    for driver in two:
+        driver.kill()
+
+
+def test_equal_results_are_drawn(cli, sweep):
+    """fANOVA knows no importance where nothing varies."""
+    done = cli(
+        "train",
+        "-m",
+        "sweep=study",
+        "model=vae",
+        "seed=1",
+        "optimizer.lr=interval(0.1,1)",
+        "sweep.trials=5",
+        "launcher.jobs=3",
+        f"hydra.sweep.dir={sweep}",
+    )
+    assert done.code == 0, done.err
+    assert (sweep / "study.png").exists()
+
+
 def test_words_of_an_earlier_start_are_not_the_last(tmp_path):
     (job,) = some_jobs(tmp_path, 1)
     job.file("log").parent.mkdir(parents=True)
     job.file("log").write_text("error: stopped by SIGTERM\n")
+    job.hear()
     job.begin()
     job.settle(137)
     assert job.detail == "killed by SIGKILL: no word"

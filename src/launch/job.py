@@ -73,10 +73,13 @@ class Job:
         self.metric = (metrics or pruned).get(self.metric_name)
         return True
 
+    def hear(self) -> None:
+        """What the log says from here on is of the next start."""
+        self.said = self.file("log").stat().st_size if self.file("log").exists() else 0
+
     def begin(self, status: str = "running") -> None:
         """Take note of a start."""
         self.status, self.starts = status, self.starts + 1
-        self.said = self.file("log").stat().st_size if self.file("log").exists() else 0
         self.record()
 
     def settle(self, code: int, why: str = "") -> None:

@@ -135,7 +135,8 @@ class JobLauncher(Launcher):
                 log.info("job %d (%s): failed %s", job.number, job.name or job.run_dir.name, job.detail)
                 ended(job)
             else:
-                job.record()
+                if not job.file("json").exists():  # or else another driver may be at it
+                    job.record()
                 yield job
 
 

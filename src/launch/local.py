@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from src.errors import require
 from src.launch import process
@@ -28,6 +28,7 @@ class Local:
 
     jobs: int | None = None
     grace: float = 10
+    share: int | None = field(default=None, init=False)  # GPUs of a job, when they are dealt out
 
     def __post_init__(self) -> None:
         whole = isinstance(self.jobs, int) and self.jobs >= 1
@@ -51,6 +52,9 @@ class Local:
         require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
         counted = job.devices == "auto" or isinstance(job.devices, int)
         require(counted, "trainer.devices", job.devices, "must be a number or auto: the launcher chooses which")
+        fits = self.share is None or job.devices == "auto" or job.devices <= self.share
+        allowed = f"must be at most {self.share}, as the GPUs are dealt out; give a smaller launcher.jobs"
+        require(fits, "trainer.devices", job.devices, allowed)
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Run the jobs; yield each with its exit code as it ends. Leaving the loop stops what is running."""
@@ -85,6 +89,7 @@ class Local:
         each = max((job.devices for job in jobs if isinstance(job.devices, int)), default=1)
         num = self.at_once(each)
         share = max(each, len(gpus) // num)
+        self.share = share if gpus else None
         base = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))} | process.environment()
         chosen = [[gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))] for slot in range(num)]
         return [base | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {}) for own in chosen]

@@ -43,6 +43,7 @@ def begin(job: Job, variables: Mapping[str, str]) -> subprocess.Popen | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
+        job.hear()
         return subprocess.Popen(
             job.words,
             stdin=subprocess.DEVNULL,

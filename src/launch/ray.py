@@ -78,8 +78,11 @@ class Ray:
             while waiting or running:
                 while waiting and len(running) < (self.jobs or math.inf):
                     job = waiting.popleft()
-                    running[self._start(job)] = job
-                ended, _ = self.ray.wait(list(running), timeout=POLL)
+                    if job.is_finished():  # by another driver, while this one waited
+                        yield job, 0, ""
+                    else:
+                        running[self._start(job)] = job
+                ended, _ = self.ray.wait(list(running), timeout=POLL) if running else ((), ())
                 for task in ended:
                     yield running.pop(task), *self._result(task)
                 waiting.extend(available(jobs))
@@ -103,6 +106,7 @@ class Ray:
         INTERRUPTION.listen()  # Ray has put a handler of its own in its place
 
     def _start(self, job: Job) -> object:
+        job.hear()
         job.begin()
         needs = {"num_cpus": self.cpus * job.devices, "num_gpus": self.gpus * job.devices}
         work = self.ray.remote(_work).options(max_retries=RETRIES, **needs)
@@ -147,10 +151,10 @@ def _work(job: Job, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
     attempt = f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
-    while (child := process.begin(job, process.environment() | {ATTEMPT: attempt})) is None:
-        time.sleep(POLL)
+    while job.is_finished() or (child := process.begin(job, process.environment() | {ATTEMPT: attempt})) is None:
         if job.is_finished():  # by the process that was still at it
             return 0
+        time.sleep(POLL)
     try:
         while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
             time.sleep(POLL)

@@ -24,6 +24,7 @@ ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEU
 ALIVE |= {"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 AGAIN = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}  # Slurm's doing, where it does not requeue by itself
 USUAL = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Prolog"}  # reasons to wait
+GIVE_UP = 60  # looks at which sbatch has refused what is left to do, and nothing was running
 PATIENCE = 3  # looks at a job that is over and has left no exit code; submissions without a new checkpoint
 KILL_WAIT = 45  # seconds that Slurm gives a cancelled job, and some more
 
@@ -49,13 +50,13 @@ class Slurm:
     poll: float = 5
     grace: float = 10
     states: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)  # handle -> state, reason
-    known: dict[int, str] = field(
-        default_factory=dict, init=False
-    )  # reason why a job waits, or checkpoint of a lost one
+    reasons: dict[int, str] = field(default_factory=dict, init=False)  # why a job waits, as was told
+    kept: dict[int, str] = field(default_factory=dict, init=False)  # the checkpoint of a job that was lost
     looks: Counter[int] = field(default_factory=Counter, init=False)  # at a job that is over and has left nothing
     losses: Counter[int] = field(default_factory=Counter, init=False)  # of a job, since its last new checkpoint
     accepted: bool = field(default=False, init=False)  # whether Slurm has taken any job
     refusal: str = field(default="", init=False)  # the last one
+    refusals: int = field(default=0, init=False)  # in a row, while nothing was running
 
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "lead"):
@@ -103,6 +104,9 @@ class Slurm:
                 lost = [job for job in running.values() if self.states.get(job.handle, ("", ""))[0] in AGAIN]
                 if answered and (waiting or lost):
                     waiting = self._submit([*waiting, *lost], running)
+                self.refusals = self.refusals + 1 if waiting and not running else 0
+                while waiting and self.refusals > GIVE_UP:
+                    yield waiting.pop(), ConfigError.exit_code, self.refusal
                 time.sleep(self.poll)
         finally:
             self._cancel(list(running.values()))
@@ -115,7 +119,6 @@ class Slurm:
         alike = defaultdict(list)
         folder = jobs[0].file("sh").parent
         folder.mkdir(parents=True, exist_ok=True)
-        refused: list[Job] = []
         with INTERRUPTION.deferred(), KernelLock(folder / ".submit.lock"):
             for job in jobs:
                 for known in recorded(folder.parent, job.number):
@@ -123,21 +126,27 @@ class Slurm:
             if not self._look():
                 return [job for job in jobs if job.number not in running]
             for job in jobs:
-                if self.states.get(job.handle, ("", ""))[0] in ALIVE:
+                if self.states.get(job.handle, ("", ""))[0] in ALIVE or job.is_finished():  # see _end
+                    self.accepted = True
                     running[job.number] = job
                 else:
                     alike[job.nodes, job.devices].append(job)
-            for group in alike.values():
-                number = self._sbatch(write_array(group, self.setup), group)
-                for element, job in enumerate(group):
-                    if number is not None:
-                        job.handle = f"{number}_{element}"
-                        self.states[job.handle] = ("PENDING", "None")
-                        job.begin("waiting")
-                        running[job.number] = job
-                    else:
-                        refused.append(running.pop(job.number, job))
-        return refused
+            return [job for group in alike.values() for job in self._hand_over(group, running)]
+
+    def _hand_over(self, group: list[Job], running: dict[int, Job]) -> list[Job]:
+        """Submit one array; returns its jobs where Slurm does not take it."""
+        for job in group:
+            job.hear()
+        number = self._sbatch(write_array(group, self.setup), group)
+        if number is None:
+            return [running.pop(job.number, job) for job in group]
+        for element, job in enumerate(group):
+            job.handle = f"{number}_{element}"
+            self.states[job.handle] = ("PENDING", "None")
+            running[job.number] = job
+        for job in group:  # writing may fail, and what is running has to be known by then
+            job.begin("waiting")
+        return []
 
     def _sbatch(self, script: Path, jobs: Sequence[Job]) -> str | None:
         """The number of the new array, or None where Slurm does not take it now. Raises ConfigError at the first."""
@@ -201,32 +210,35 @@ class Slurm:
         if job.status != status:
             job.status = status
             job.record()
-        if status == "waiting" and reason not in (*USUAL, self.known.get(job.number)):
-            self.known[job.number] = reason
+        if status == "waiting" and reason not in (*USUAL, self.reasons.get(job.number)):
+            self.reasons[job.number] = reason
             log.info("job %d waits: %s", job.number, reason)
 
     def _gets_on(self, job: Job) -> bool:
         """Whether a job that was lost has a checkpoint that it did not have before, or may be tried without."""
         latest = job.run_dir / "checkpoints" / "latest.json"
         kept = latest.read_text() if latest.exists() else ""
-        if kept != self.known.get(job.number):
-            self.known[job.number], self.losses[job.number] = kept, 0
+        if kept != self.kept.get(job.number):
+            self.kept[job.number], self.losses[job.number] = kept, 0
         self.losses[job.number] += 1
         return self.losses[job.number] < PATIENCE
 
     def _cancel(self, jobs: list[Job]) -> None:
         """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint first."""
-        if jobs:
-            _slurm(["scancel", *(job.handle for job in jobs)])
-        begin, there = time.monotonic(), ALIVE
-        while jobs and self._look() and any(self.states.get(job.handle, ("", ""))[0] in there for job in jobs):
-            if time.monotonic() > begin + self.grace + KILL_WAIT:
-                break
+        begin, there, asked = time.monotonic(), ALIVE, False
+        left = jobs
+        while left and time.monotonic() < begin + self.grace + KILL_WAIT:
+            asked = asked or _slurm(["scancel", *(job.handle for job in jobs)]).returncode == 0
             if time.monotonic() > begin + self.grace + 2:
                 there = ALIVE - {"COMPLETING"}  # what the site does after a job is not waited for
-            time.sleep(min(self.poll, 1))
+            if self._look():
+                left = [job for job in jobs if self.states.get(job.handle, ("", ""))[0] in there]
+            time.sleep(min(self.poll, 1) if left else 0)
+        if left:
+            log.warning("Slurm has not ended %s: scancel them", " ".join(job.handle for job in left))
         for job in jobs:
-            job.settle(143)
+            if job not in left:
+                job.settle(143)
 
 
 def _slurm(words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -57,7 +57,10 @@ def _history(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
 
 
 def _importance(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
-    """Share of the variance of an objective that each setting explains (fANOVA)."""
+    """Share of the variance of an objective that each setting explains (fANOVA), where it varies."""
+    if len({trial.values[index] for trial in trials.complete()}) < 2:
+        axes.text(0.5, 0.5, f"{names[index]} is the same everywhere", ha="center", transform=axes.transAxes)
+        return
     shares = get_param_importances(
         trials.study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[index]
     )

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
@@ -67,15 +67,15 @@ class Trials:
     @contextmanager
     def driving(self) -> Iterator[None]:
         """Be seen to live while the block runs."""
-        self.driver.mkdir(parents=True, exist_ok=True)
-        try:
-            with lock.locked(self.driver):
+        with ExitStack() as stack:
+            with self._alone:
+                self.driver.mkdir(parents=True, exist_ok=True)
+                stack.callback(shutil.rmtree, self.driver, ignore_errors=True)
+                stack.enter_context(lock.locked(self.driver))
                 for other in self.driver.parent.iterdir():
                     if not lock.held(other):  # killed; its trials are free
                         shutil.rmtree(other, ignore_errors=True)
-                yield
-        finally:
-            self.driver.rmdir()
+            yield
 
     def take(self, most: int, total: int, sampler: Callable[[int], BaseSampler]) -> list[Trial]:
         """Up to ``most`` trials to run now: queued ones, then new ones until the study has ``total``.

@@ -165,10 +165,8 @@ def _sampler(config: DictConfig, space: Space, known: int) -> BaseSampler:
 
 
 def _show(trials: Trials, names: list[str]) -> None:
-    """Draw the study and print its best trials, each with its run directory."""
+    """Print the best trials of the study, each with its run directory, and draw it."""
     picture = trials.folder / "study.png" if trials.complete() else ""
-    if picture:
-        draw_study(trials, names, picture)
     states = [trial.state.name.lower() for trial in trials.study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"\nStudy {trials.study.study_name}: {counts}   {picture}")
@@ -181,3 +179,5 @@ def _show(trials: Trials, names: list[str]) -> None:
         values = "  ".join(f"{name}={value:.5g}" for name, value in zip(names, trial.values, strict=True))
         settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
         print(f"  best  {trial.number}  {values}  {settings}  {trials.directory(trial.number)}")
+    if picture:
+        draw_study(trials, names, picture)
