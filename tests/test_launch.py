@@ -355,7 +355,7 @@ def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
     wait_until(
         lambda: len(recorded(tmp_path / "sweep")) == 9 and all(job["handle"] for job in recorded(tmp_path / "sweep"))
     )
-    time.sleep(3)
+    time.sleep(1.5)
     assert len(calls(slurm, "sbatch")) == 1
     assert {job["starts"] for job in recorded(tmp_path / "sweep")} == {1}
     for driver in two:

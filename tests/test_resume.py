@@ -9,14 +9,12 @@ from src.store import CheckpointStore, damage
 
 KILLS = [  # model, variant, after so many steps, where
     ("vae", "plain", 0, "batch_start"),
-    ("vae", "plain", 1, "batch_end"),
     ("ddpm", "plain", 3, "before_step"),
     ("ae", "plain", 5, "validation_start"),
     ("ddpm", "plain", 5, "validation_batch"),
     ("vae", "plain", 5, "validation_end"),
     ("ddpm", "plain", 6, "save"),
     ("vae", "plain", 10, "link"),
-    ("ddpm", "plain", 11, "batch_end"),
     ("vae", "plain", 12, "test_start"),
     ("ddpm", "workers", 7, "batch_end"),
     ("vae", "half", 3, "batch_end"),
