@@ -22,7 +22,6 @@ VARIANTS = {
     "plain": ["trainer.val_check_interval=5"],
     "workers": ["trainer.val_check_interval=5", "dataset.num_workers=2"],
     "accumulated": ["trainer.val_check_interval=8", "trainer.accumulate_grad_batches=4"],
-    "limited": ["trainer.val_check_interval=5", "trainer.limit_train_batches=1"],
     "half": ["trainer.val_check_interval=5", "trainer.limit_train_batches=0.5"],
     "epochs": ["trainer.val_check_interval=1.0", "trainer.max_steps=null", "trainer.max_epochs=6"],
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from src.errors import ConfigError, ProjectError, WorkerLostError
+from src.errors import ConfigError, ProjectError, WorkerLostError, require
 from src.files import write_json
 
 COMMAND = (sys.executable, "-m", "src.train")
@@ -124,6 +124,12 @@ class Job:
             lines = []
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or ["no word"]
         return said[-1][:300]
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Raise ConfigError unless ``launcher.jobs`` is a number of jobs, or null."""
+    whole = isinstance(jobs, int) and jobs >= 1
+    require(whole or jobs is None, "launcher.jobs", jobs, "must be an integer >= 1, or null")
 
 
 def available(jobs: Iterator[Job | None]) -> list[Job]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -13,9 +12,8 @@ from dataclasses import dataclass, field
 
 from src.errors import require
 from src.launch import process
-from src.launch.job import Job, available
+from src.launch.job import Job, available, check_jobs
 
-log = logging.getLogger(__name__)
 POLL = 0.1  # seconds
 
 
@@ -31,8 +29,7 @@ class Local:
     share: int | None = field(default=None, init=False)  # GPUs of a job, when they are dealt out
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.jobs, int) and self.jobs >= 1
-        require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        check_jobs(self.jobs)
 
     @property
     def leaving(self) -> float:

@@ -18,11 +18,10 @@ from types import ModuleType
 
 from src.errors import ConfigError, WorkerLostError, first_line, require
 from src.launch import process
-from src.launch.job import Job, available
+from src.launch.job import Job, available, check_jobs
 from src.runtime.interruption import INTERRUPTION
 from src.runtime.lock import ATTEMPT
 
-log = logging.getLogger(__name__)
 REACH, PATIENCE = 3, 10  # seconds for a connection, and for Ray to answer on it
 POLL = 0.2
 RETRIES = 3  # of a job whose node was lost: it goes on from its checkpoint
@@ -43,8 +42,7 @@ class Ray:
     grace: float = 10
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.jobs, int) and self.jobs >= 1
-        require(whole or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        check_jobs(self.jobs)
         form = self.address is None or re.fullmatch(r"(ray://)?[^:/]+:\d+", self.address)
         require(form, "launcher.address", self.address, "must be host:port, or null")
         for name in ("cpus", "gpus"):
@@ -151,10 +149,13 @@ def _work(job: Job, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
     attempt = f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
-    while job.is_finished() or (child := process.begin(job, process.environment() | {ATTEMPT: attempt})) is None:
-        if job.is_finished():  # by the process that was still at it
-            return 0
+    while not job.is_finished():
+        child = process.begin(job, process.environment() | {ATTEMPT: attempt})
+        if child is not None:
+            break
         time.sleep(POLL)
+    else:
+        return 0  # another process has done it
     try:
         while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
             time.sleep(POLL)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src.errors import ConfigError, require
 from src.launch import process
-from src.launch.job import Job, available, recorded
+from src.launch.job import Job, available, check_jobs, recorded
 from src.launch.slurm_script import write_array
 from src.runtime.interruption import INTERRUPTION
 from src.runtime.lock import KernelLock
@@ -62,8 +62,7 @@ class Slurm:
         for name in ("minutes", "cpus", "lead"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, f"launcher.{name}", value, "must be an integer >= 1")
-        known = isinstance(self.jobs, int) and self.jobs >= 1
-        require(known or self.jobs is None, "launcher.jobs", self.jobs, "must be an integer >= 1, or null")
+        check_jobs(self.jobs)
         require(self.poll > 0, "launcher.poll", self.poll, "must be > 0 seconds")
         allowed = f"must be less than launcher.minutes={self.minutes}, in seconds"
         require(self.lead < 60 * self.minutes, "launcher.lead", self.lead, allowed)
@@ -101,7 +100,7 @@ class Slurm:
                         del running[job.number]
                         yield job, *end
                 waiting += available(jobs)
-                lost = [job for job in running.values() if self.states.get(job.handle, ("", ""))[0] in AGAIN]
+                lost = [job for job in running.values() if self._state(job)[0] in AGAIN]
                 if answered and (waiting or lost):
                     waiting = self._submit([*waiting, *lost], running)
                 self.refusals = self.refusals + 1 if waiting and not running else 0
@@ -126,7 +125,7 @@ class Slurm:
             if not self._look():
                 return [job for job in jobs if job.number not in running]
             for job in jobs:
-                if self.states.get(job.handle, ("", ""))[0] in ALIVE or job.is_finished():  # see _end
+                if self._state(job)[0] in ALIVE or job.is_finished():  # see _end
                     self.accepted = True
                     running[job.number] = job
                 else:
@@ -181,9 +180,13 @@ class Slurm:
         self.states = {handle: (state, *reason, "None")[:2] for handle, state, *reason in found}
         return True
 
+    def _state(self, job: Job) -> tuple[str, str]:
+        """What Slurm said of a job at the last look, and why; "" where it said nothing."""
+        return self.states.get(job.handle, ("", ""))
+
     def _end(self, job: Job) -> tuple[int, str] | None:
         """Exit code and reason of a job that has ended, None where it has not, or is to be submitted again."""
-        state, reason = self.states.get(job.handle, ("", ""))
+        state, reason = self._state(job)
         if state in ALIVE:
             self._tell(job, state, reason)
             return None
@@ -225,14 +228,13 @@ class Slurm:
 
     def _cancel(self, jobs: list[Job]) -> None:
         """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint first."""
-        begin, there, asked = time.monotonic(), ALIVE, False
-        left = jobs
+        begin, there, asked, left = time.monotonic(), ALIVE, False, jobs
         while left and time.monotonic() < begin + self.grace + KILL_WAIT:
             asked = asked or _slurm(["scancel", *(job.handle for job in jobs)]).returncode == 0
             if time.monotonic() > begin + self.grace + 2:
                 there = ALIVE - {"COMPLETING"}  # what the site does after a job is not waited for
             if self._look():
-                left = [job for job in jobs if self.states.get(job.handle, ("", ""))[0] in there]
+                left = [job for job in jobs if self._state(job)[0] in there]
             time.sleep(min(self.poll, 1) if left else 0)
         if left:
             log.warning("Slurm has not ended %s: scancel them", " ".join(job.handle for job in left))

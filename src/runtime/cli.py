@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.errors import ConfigError, NonFiniteError, ProjectError, first_line
 from src.runtime.explain import explain
-from src.runtime.interruption import INTERRUPTION, Interrupted
+from src.runtime.interruption import INTERRUPTION, Interrupted, silence
 from src.runtime.secrecy import refuse_secrets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -162,9 +162,7 @@ class _Patient:
         try:
             yield
         except BrokenPipeError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            silence([self._stream.fileno()])
 
 
 class _Stdout(logging.StreamHandler):

@@ -60,7 +60,7 @@ class Interruption:
         os.set_blocking(mouth, False)
         wakeup = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(ear,), daemon=True, name="signals").start()
-        signal.signal(signal.SIGHUP, lambda *_: _silence(terminals))
+        signal.signal(signal.SIGHUP, lambda *_: silence(terminals))
         self._depth, self.requested = 1, None
         self.listen()
         try:
@@ -136,11 +136,11 @@ def leave_signals_to_parent(worker: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def _silence(terminals: list[int]) -> None:
-    """Write to nowhere instead of a terminal that is gone; train.log has it all."""
+def silence(outputs: list[int]) -> None:
+    """Write to nowhere instead of a terminal or a reader that is gone; train.log has it all."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for terminal in terminals:
-        os.dup2(nowhere, terminal)
+    for output in outputs:
+        os.dup2(nowhere, output)
     os.close(nowhere)
 
 
