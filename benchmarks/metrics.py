@@ -67,7 +67,9 @@ def disentanglement() -> None:
 
 def main() -> None:
     """Print a line for each metric."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num", type=int, default=10_000, help="images of each side")
     parser.add_argument("--dim", type=int, default=2048, help="features of an image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -75,7 +77,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"{arguments.num} images, {arguments.dim} features, {arguments.threads} threads: seconds")
     generation(arguments.num, arguments.dim)
-    print(f"disentanglement, {TRAIN} points to fit on and {TEST} to test on, {LATENTS} latents: seconds")
+    print(
+        f"disentanglement, {TRAIN} points to fit on and {TEST} to test on, {LATENTS} latents: seconds"
+    )
     timed("all five", disentanglement)
 
 

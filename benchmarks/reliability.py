@@ -37,7 +37,10 @@ def seconds(work: Callable[[], None]) -> float:
 
 def saving(folder: Path) -> None:
     """Median of 20 saves, ours and torch's with fsync in turn; then what the verification of the file adds."""
-    content = {"state_dict": {f"layer{i}": torch.randn(1024, 1024) for i in range(64)}, "global_step": 1}
+    content = {
+        "state_dict": {f"layer{i}": torch.randn(1024, 1024) for i in range(64)},
+        "global_step": 1,
+    }
     path, plain, own = folder / "step-00000001.ckpt", folder / "plain.ckpt", AtomicCheckpointIO({})
 
     def peer() -> None:
@@ -45,7 +48,9 @@ def saving(folder: Path) -> None:
         with open(plain, "rb") as file:
             os.fsync(file.fileno())
 
-    times = [(seconds(peer), seconds(lambda: own.save_checkpoint(content, path))) for _ in range(20)]
+    times = [
+        (seconds(peer), seconds(lambda: own.save_checkpoint(content, path))) for _ in range(20)
+    ]
     theirs, ours = (statistics.median(kind) for kind in zip(*times, strict=True))
     verify = seconds(lambda: damage(path))
     print(
@@ -66,7 +71,9 @@ def damaged(folder: Path, num: int = 200) -> None:
         path.write_bytes(data)
         if not damage(path):
             accepted += 1
-            harmful += not torch.equal(torch.load(path, weights_only=True)["state_dict"]["w"], tensor)
+            harmful += not torch.equal(
+                torch.load(path, weights_only=True)["state_dict"]["w"], tensor
+            )
     for size in (0, 1, len(whole) // 2, len(whole) * 999 // 1000):
         path.write_bytes(whole[:size])
         accepted += not damage(path)
@@ -77,7 +84,9 @@ def terminated(folder: Path) -> None:
     """From SIGTERM in the middle of the default training to the end of the process."""
     run_dir = folder / "terminated"
     words = ["logger=csv", "callback.checkpoint.every_steps=5", f"hydra.run.dir={run_dir}"]
-    process = subprocess.Popen([*COMMAND, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while not CheckpointStore(run_dir / "checkpoints").candidates():
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -89,7 +98,11 @@ def without_wandb(folder: Path) -> None:
     """A short run that logs to a server which accepts and never answers, against one that logs to files alone."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        online = os.environ | {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
+        online = os.environ | {
+            "WANDB_MODE": "online",
+            "WANDB_BASE_URL": address,
+            "WANDB_API_KEY": "0" * 40,
+        }
         times = []
         for logger, environment in (("csv", os.environ), ("[csv,wandb]", online)):
             words = [
@@ -99,7 +112,9 @@ def without_wandb(folder: Path) -> None:
                 f"logger={logger}",
                 f"hydra.run.dir={folder / logger}",
             ]
-            run = lambda words=words, env=environment: subprocess.run(words, cwd=ROOT, env=env, capture_output=True)  # noqa: E731
+            run = lambda words=words, env=environment: subprocess.run(
+                words, cwd=ROOT, env=env, capture_output=True
+            )  # noqa: E731
             times.append(seconds(run))
     print(f"W&B out of reach: {times[1]:.1f} s instead of {times[0]:.1f} s for the whole run")
 

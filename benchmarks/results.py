@@ -83,7 +83,13 @@ def digits(folder: Path, seeds: list[int]) -> None:
         for seed in seeds if name != DEFAULT_SAMPLER else ():
             runs.append(folder / f"sampler-{_file_name(name)}-{seed}")
             evaluated(folder / f"ddpm-{seed}", runs[-1], *overrides, "score=null")
-    call("compare", *map(str, runs), "--output", str(folder), *(word for name in TABLE for word in ("--metric", name)))
+    call(
+        "compare",
+        *map(str, runs),
+        "--output",
+        str(folder),
+        *(word for name in TABLE for word in ("--metric", name)),
+    )
 
 
 def samplers(folder: Path, seed: int) -> None:
@@ -91,20 +97,35 @@ def samplers(folder: Path, seed: int) -> None:
     run = trained(folder / f"ddpm-{seed}", *DIGITS["ddpm"], f"seed={seed}")
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
-    print(f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |\n|---|{'---:|' * len(STEPS)}")
+    print(
+        f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |\n|---|{'---:|' * len(STEPS)}"
+    )
     for name, overrides in SAMPLERS.items():
         cells, values = [], []
         for steps in STEPS:
-            settings = [*overrides, f"sampler.num_steps={steps}", "metric=fast", "metric.num_repeats=3", "score=null"]
+            settings = [
+                *overrides,
+                f"sampler.num_steps={steps}",
+                "metric=fast",
+                "metric.num_repeats=3",
+                "score=null",
+            ]
             card = evaluated(run, folder / "samplers" / f"{_file_name(name)}-{steps}", *settings)
             metric = next(key for key in card if key.startswith("test/fid_classifier"))
             values.append(card[metric])
             cells.append(f"{card[metric]:.2f} ± {card['details'][metric]['error']:.2f}")
-        axes.plot(STEPS, values, "o--" if name == DEFAULT_SAMPLER else "o-", label=name)  # ddpm (small) lies on it
+        axes.plot(
+            STEPS, values, "o--" if name == DEFAULT_SAMPLER else "o-", label=name
+        )  # ddpm (small) lies on it
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     floor = next(value for key, value in card.items() if key.startswith("test/fid_floor"))
     axes.axhline(floor, color="black", linestyle=":", label="floor: real test images")
-    axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel="Fréchet distance (classifier, 360 images)")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="sampling steps",
+        ylabel="Fréchet distance (classifier, 360 images)",
+    )
     axes.set_xticks(STEPS, map(str, STEPS))
     axes.set_yticks(DISTANCES, map(str, DISTANCES))
     axes.minorticks_off()
@@ -130,9 +151,13 @@ def mnist(folder: Path, root: str) -> None:
 
 def main() -> None:
     """Do what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("digits", "samplers", "mnist"))
-    parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "results", help="of runs and results")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "outputs" / "results", help="of runs and results"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--root", default="data", help="dataset.root of MNIST")
     arguments = parser.parse_args()

@@ -42,7 +42,11 @@ WORKS = {  # strong scaling: the batch is shared
 PEAK = 989e12  # FLOP/s, dense
 SHARE = 0.3  # of the peak that convolutions of this size reach
 LAUNCH = 5e-6  # seconds per kernel where the CPU cannot keep ahead
-LINKS = {"NVLink (450 GB/s)": 360e9, "InfiniBand (50 GB/s)": 40e9, "25 Gb Ethernet": 2.5e9}  # 80 % of the nominal
+LINKS = {
+    "NVLink (450 GB/s)": 360e9,
+    "InfiniBand (50 GB/s)": 40e9,
+    "25 Gb Ethernet": 2.5e9,
+}  # 80 % of the nominal
 BATCH = 128  # of the experiment, over all GPUs
 PER_PARAMETER = {"weights": 4, "gradients": 4, "Adam": 8, "average (EMA)": 4}  # bytes
 
@@ -57,7 +61,10 @@ class Clock(pl.Callback):
         """One more."""
         self.times.append((time.perf_counter(), time.process_time()))
         if trainer.global_step == STEPS:
-            wall, cpu = ([b - a for a, b in pairwise(times)] for times in zip(*self.times[WARM:], strict=True))
+            wall, cpu = (
+                [b - a for a, b in pairwise(times)]
+                for times in zip(*self.times[WARM:], strict=True)
+            )
             content = {"wall": min(wall), "cpu": statistics.median(cpu)}
             Path(f"{self.path}-{trainer.global_rank}.json").write_text(json.dumps(content))
 
@@ -76,8 +83,13 @@ def start(entry: str, *words: str) -> subprocess.Popen:
 def step_seconds(folder: Path, jobs: int, *words: str) -> tuple[float, float]:
     """Of runs at the same time: seconds of the fastest step (mean over the runs), CPU seconds of a step of all."""
     place = Path(tempfile.mkdtemp(dir=folder))
-    clocks = [f"+callback.clock={{_target_:scaling.Clock,path:{place / str(job)}}}" for job in range(jobs)]
-    runs = [start("train", *RUN, *words, clock, f"hydra.run.dir={place}/run{i}") for i, clock in enumerate(clocks)]
+    clocks = [
+        f"+callback.clock={{_target_:scaling.Clock,path:{place / str(job)}}}" for job in range(jobs)
+    ]
+    runs = [
+        start("train", *RUN, *words, clock, f"hydra.run.dir={place}/run{i}")
+        for i, clock in enumerate(clocks)
+    ]
     if any(run.wait() for run in runs):
         raise SystemExit("a run failed")
     found = [json.loads(path.read_text()) for path in place.glob("*-*.json")]
@@ -94,7 +106,9 @@ def sample_seconds(folder: Path, num: int, *words: str) -> float:
 
 def measure(rounds: int) -> None:
     """Fastest of all rounds, in turns: what else the machine does can only slow them down."""
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; seconds of a step, CPU seconds in brackets")
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; seconds of a step, CPU seconds in brackets"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for work, words in WORKS.items():
@@ -105,10 +119,18 @@ def measure(rounds: int) -> None:
             }
             (one, one_cpu), (ranks, ranks_cpu), (jobs, jobs_cpu) = best = _fastest(cases, rounds)
             print(
-                f"{work}: " + "  ".join(f"{case} {a:.3f} ({b:.3f})" for case, (a, b) in zip(cases, best, strict=True))
+                f"{work}: "
+                + "  ".join(
+                    f"{case} {a:.3f} ({b:.3f})" for case, (a, b) in zip(cases, best, strict=True)
+                )
             )
-            print(f"  efficiency of 2 ranks {one / ranks / 2:.2f}, by CPU time {one_cpu / ranks_cpu:.2f}")
-            print(f"  efficiency of 2 jobs  {one / jobs:.2f}, by CPU time {2 * one_cpu / jobs_cpu:.2f}", flush=True)
+            print(
+                f"  efficiency of 2 ranks {one / ranks / 2:.2f}, by CPU time {one_cpu / ranks_cpu:.2f}"
+            )
+            print(
+                f"  efficiency of 2 jobs  {one / jobs:.2f}, by CPU time {2 * one_cpu / jobs_cpu:.2f}",
+                flush=True,
+            )
         start("train", *RUN, f"hydra.run.dir={folder / 'model'}").wait()
         draws = {
             (num, words): lambda num=num, words=words: (sample_seconds(folder, num, *words),)
@@ -125,7 +147,9 @@ def measure(rounds: int) -> None:
         )
 
 
-def _fastest(cases: dict[Any, Callable[[], tuple[float, ...]]], rounds: int) -> list[tuple[float, ...]]:
+def _fastest(
+    cases: dict[Any, Callable[[], tuple[float, ...]]], rounds: int
+) -> list[tuple[float, ...]]:
     """Of each case the least of every number, after all have taken turns."""
     found = [[run() for run in cases.values()] for _ in range(rounds)]
     return [tuple(map(min, zip(*measured, strict=True))) for measured in zip(*found, strict=True)]
@@ -161,7 +185,10 @@ def shape_costs() -> dict[str, float]:
 
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     with Kernels() as kernels:
-        with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with (
+            FlopCounterMode(display=False) as forward,
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        ):
             output = network(x, t)
         with FlopCounterMode(display=False) as backward:
             output.square().mean().backward()
@@ -188,7 +215,9 @@ def _ranks(costs: dict[str, float]) -> None:
     image = (costs["forward"] + costs["backward"]) / (PEAK * SHARE)
     floor = costs["kernels"] * LAUNCH
     volume = 4 * costs["parameters"]
-    print(f"\na step: {1000 * image * BATCH:.1f} ms of arithmetic at batch {BATCH}, {1000 * floor:.1f} ms of launches")
+    print(
+        f"\na step: {1000 * image * BATCH:.1f} ms of arithmetic at batch {BATCH}, {1000 * floor:.1f} ms of launches"
+    )
     print("GPUs  images each  volume MB  arithmetic ms " + "".join(f"{name:>24}" for name in LINKS))
     for gpus in (1, 2, 4, 8, 16, 32, 64, 128):
         sent = 2 * (gpus - 1) / gpus * volume
@@ -196,18 +225,24 @@ def _ranks(costs: dict[str, float]) -> None:
         row = f"{gpus:>4}{BATCH / gpus:>13.0f}{sent / 1e6:>11.0f}{1000 * compute:>15.2f} "
         for speed in LINKS.values():
             ideal, real = (max(least, compute) for least in (0.0, floor))
-            efficiency = [image * BATCH / gpus / (t + max(0, sent / speed - 2 / 3 * t)) for t in (ideal, real)]
+            efficiency = [
+                image * BATCH / gpus / (t + max(0, sent / speed - 2 / 3 * t)) for t in (ideal, real)
+            ]
             row += f"{1000 * sent / speed:>10.2f} ms {efficiency[0]:>4.2f} {efficiency[1]:>4.2f}"
         print(row)
     for name, speed in LINKS.items():
         needed, many = 1.5 * 2 * volume / speed / image, BATCH * image
         weak = many / (many + max(0, 2 * volume / speed - 2 / 3 * many))
-        print(f"{name}: hidden from {needed:.0f} images per GPU; with {BATCH} on each of many GPUs {100 * weak:.0f} %")
+        print(
+            f"{name}: hidden from {needed:.0f} images per GPU; with {BATCH} on each of many GPUs {100 * weak:.0f} %"
+        )
 
 
 def _memory(costs: dict[str, float]) -> None:
     each = sum(PER_PARAMETER.values())
-    print(f"\nbytes per parameter {PER_PARAMETER}; activations {costs['activations'] / 1e6:.0f} MB per image (float32)")
+    print(
+        f"\nbytes per parameter {PER_PARAMETER}; activations {costs['activations'] / 1e6:.0f} MB per image (float32)"
+    )
     for parameters in (costs["parameters"], 1e9, 10e9):
         sizes = {gpus: each * parameters / gpus / 1e9 for gpus in (1, 8, 64)}
         row = "  ".join(f"{gpus} GPUs {size:.3g} GB" for gpus, size in sizes.items())
@@ -224,7 +259,9 @@ def _samples(costs: dict[str, float]) -> None:
 
 def main() -> None:
     """Measure or derive."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("measure", "derive"))
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()

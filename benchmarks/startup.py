@@ -24,7 +24,9 @@ CASES = {
 
 def seconds(words: list[str] | None) -> float:
     """Wall-clock seconds of one process."""
-    command = [sys.executable, "-c", "import torch"] if words is None else [sys.executable, "-m", *words]
+    command = (
+        [sys.executable, "-c", "import torch"] if words is None else [sys.executable, "-m", *words]
+    )
     begin = time.perf_counter()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     return time.perf_counter() - begin

@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 class StudySweeper(Sweeper):
     """Runs the study that ``cfg.sweep`` describes with whatever launcher is chosen."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Make the launcher."""
         from hydra.core.plugins import Plugins
 

@@ -60,14 +60,18 @@ class Cyclical(Beta):
 
     def __call__(self, kl: Tensor, step: int | None) -> Tensor:
         """value * min(1, position in the cycle / ratio)."""
-        progress = 1.0 if step is None else min(1.0, (step % self.period) / self.period / self.ratio)
+        progress = (
+            1.0 if step is None else min(1.0, (step % self.period) / self.period / self.ratio)
+        )
         return self.value * progress * kl
 
 
 class Capacity(Beta):
     """gamma * |KL - C|, C rising from 0 to ``max_capacity`` nats over ``steps`` (Burgess et al. 2018, eq. 8)."""
 
-    def __init__(self, value: float = 100.0, max_capacity: float = 25.0, steps: int = 10000) -> None:
+    def __init__(
+        self, value: float = 100.0, max_capacity: float = 25.0, steps: int = 10000
+    ) -> None:
         require(value >= 0, "value", value, "must be >= 0")
         require(max_capacity >= 0, "max_capacity", max_capacity, "must be >= 0 nats")
         require(steps >= 1, "steps", steps, "must be >= 1")

@@ -32,7 +32,9 @@ class Bound:
 
     def log_likelihood(self, variance: str) -> Tensor:
         """Lower bound of log p(x_0), (B,): an unbiased estimate of it where strata hold more than one t."""
-        return -(self.prior + (self.strata * self.terms[variance]).sum(1) + self.reconstruction[variance])
+        return -(
+            self.prior + (self.strata * self.terms[variance]).sum(1) + self.reconstruction[variance]
+        )
 
 
 def fixed_variances(schedule: NoiseSchedule) -> dict[str, Tensor]:
@@ -63,7 +65,12 @@ def variational_bound(
     there. variances: name -> (T + 1,) float64, ``fixed_variances`` unless given; all are served by the same outputs.
     discrete: L_0 with the probability of the 8-bit values of x0 (eq. 13); otherwise with the density.
     """
-    require(num_timesteps is None or num_timesteps >= 1, "num_timesteps", num_timesteps, "must be an integer >= 1")
+    require(
+        num_timesteps is None or num_timesteps >= 1,
+        "num_timesteps",
+        num_timesteps,
+        "must be an integer >= 1",
+    )
     variances = fixed_variances(schedule) if variances is None else variances
     edges = _strata(schedule, num_timesteps)
 
@@ -83,7 +90,9 @@ def variational_bound(
         times=t,
         strata=torch.tensor(edges, device=x0.device).diff(),
         terms={name: _kl(schedule, v, t, error, x0[0].numel()) for name, v in variances.items()},
-        reconstruction={name: _negative_log_prob(x0, first, v[1], discrete) for name, v in variances.items()},
+        reconstruction={
+            name: _negative_log_prob(x0, first, v[1], discrete) for name, v in variances.items()
+        },
     )
 
 
@@ -118,7 +127,9 @@ def _prior(schedule: NoiseSchedule, x0: Tensor) -> Tensor:
     return (alpha_bar * (x0.square() - 1) - log_variance).flatten(1).sum(1) / 2
 
 
-def _kl(schedule: NoiseSchedule, variance: Tensor, t: Tensor, error: Tensor, num_pixels: int) -> Tensor:
+def _kl(
+    schedule: NoiseSchedule, variance: Tensor, t: Tensor, error: Tensor, num_pixels: int
+) -> Tensor:
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || N(posterior mean of x0-hat, variance)) at t (B, n), (B, n) nats.
 
     The two means differ by the posterior's coefficient of x_0 times the error of x0-hat; ``error`` is its square,

@@ -43,12 +43,16 @@ def load_model(path: str | os.PathLike[str]) -> GenerativeModel:
 def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Path:
     """The checkpoint file that ``path`` means: itself, or the newest undamaged one of a run directory."""
     if "://" in str(path):
-        raise CheckpointError(f"{setting}={path}: addresses are refused; download the file and give its path")
+        raise CheckpointError(
+            f"{setting}={path}: addresses are refused; download the file and give its path"
+        )
     found = Path(path).expanduser()
     if found.is_dir():
         candidates = CheckpointStore(found / "checkpoints").candidates()
         if not candidates:
-            raise CheckpointError(f"{setting}={path}: the directory has no checkpoints/step-<step>.ckpt")
+            raise CheckpointError(
+                f"{setting}={path}: the directory has no checkpoints/step-<step>.ckpt"
+            )
         return _newest_whole(candidates, f"{setting}={path}")
     if not found.is_file():
         raise CheckpointError(f"{setting}={path}: no such file or run directory")
@@ -61,8 +65,12 @@ def _newest_whole(candidates: list[Path], setting: str) -> Path:
         found = damage(candidate)
         if not found:
             return candidate
-        log.warning("warning: checkpoint %s is damaged (%s); going back to the one before", candidate, found)
-    raise CheckpointError(f"{setting}: all its checkpoints are damaged ({', '.join(c.name for c in candidates)})")
+        log.warning(
+            "warning: checkpoint %s is damaged (%s); going back to the one before", candidate, found
+        )
+    raise CheckpointError(
+        f"{setting}: all its checkpoints are damaged ({', '.join(c.name for c in candidates)})"
+    )
 
 
 def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> dict[str, Any]:
@@ -83,18 +91,27 @@ def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
     except (OSError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{setting}={found}: refused, it holds more than tensors and plain values") from error
+        raise CheckpointError(
+            f"{setting}={found}: refused, it holds more than tensors and plain values"
+        ) from error
     except Exception as error:  # foreign files fail in pickle, zip or torch
         reason = f"not a checkpoint, or a damaged one ({first_line(error)})"
         raise CheckpointError(f"{setting}={found}: {reason}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
-        raise CheckpointError(f"{setting}={found}: not written by this project (no config or no weights in it)")
+        raise CheckpointError(
+            f"{setting}={found}: not written by this project (no config or no weights in it)"
+        )
     try:
         _check_content(checkpoint, found.stat().st_size)
         check_config(checkpoint["config"])
         OmegaConf.create(checkpoint["config"])
-    except (RecursionError, OmegaConfBaseException) as error:  # OmegaConf parses every string that was typed
-        raise CheckpointError(f"{setting}={found}: refused, its config is malformed ({first_line(error)})") from error
+    except (
+        RecursionError,
+        OmegaConfBaseException,
+    ) as error:  # OmegaConf parses every string that was typed
+        raise CheckpointError(
+            f"{setting}={found}: refused, its config is malformed ({first_line(error)})"
+        ) from error
     except ValueError as error:
         raise CheckpointError(f"{setting}={found}: refused, it {error}") from error
     return checkpoint
@@ -105,7 +122,11 @@ def _check_content(checkpoint: dict[str, Any], size: int) -> None:
     total = 0
     for value in values(checkpoint, MAX_CONTENT):
         if isinstance(value, Tensor):
-            known = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_quantized
+            known = (
+                type(value) in (Tensor, nn.Parameter)
+                and value.layout is torch.strided
+                and not value.is_quantized
+            )
             if not known or value.device.type != "cpu":
                 raise ValueError("holds a tensor of a kind that is not trained here")
             total += value.nbytes
@@ -133,9 +154,13 @@ def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel
         cause = error.__cause__ or error
         if isinstance(cause, ProjectError):
             raise cause from error
-        raise CheckpointError(f"the model of the checkpoint cannot be built: {first_line(cause)}") from error
+        raise CheckpointError(
+            f"the model of the checkpoint cannot be built: {first_line(cause)}"
+        ) from error
     if not isinstance(model, GenerativeModel):
-        raise CheckpointError(f"the checkpoint describes {shown(type(model).__name__)}, which is no model")
+        raise CheckpointError(
+            f"the checkpoint describes {shown(type(model).__name__)}, which is no model"
+        )
     load_weights(model, checkpoint)
     return model.eval()
 
@@ -153,7 +178,9 @@ def _no_larger_than(weights: dict[str, Tensor]) -> Iterator[None]:
         nonlocal left
         left -= max(1, parameter.numel())
         if left < 0:
-            raise CheckpointError(f"the checkpoint holds another model: its config describes more than {held} weights")
+            raise CheckpointError(
+                f"the checkpoint holds another model: its config describes more than {held} weights"
+            )
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -165,10 +192,16 @@ def _no_larger_than(weights: dict[str, Tensor]) -> Iterator[None]:
 def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
     """Put the checkpoint's weights into ``model``, the averaged (EMA) ones where there are any."""
     prefix = "model."
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    weights = {
+        k.removeprefix(prefix): v
+        for k, v in checkpoint["state_dict"].items()
+        if k.startswith(prefix)
+    }
     weights |= checkpoint.get("ema", {})
     own = model.state_dict()
-    expected, found = ({k: (v.shape, v.dtype) for k, v in state.items()} for state in (own, weights))
+    expected, found = (
+        {k: (v.shape, v.dtype) for k, v in state.items()} for state in (own, weights)
+    )
     wrong = [k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]
     if wrong:
         raise CheckpointError(

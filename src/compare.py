@@ -47,7 +47,10 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     made.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory, folder that holds runs (a multirun), or quoted pattern"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, folder that holds runs (a multirun), or quoted pattern",
     )
     made.add_argument(
         "--metric",
@@ -56,8 +59,12 @@ def parser() -> Parser:
         metavar="PATTERN",
         help="show only metrics that fit, e.g. 'fid*' or 'val/*'; may be given again (default: test/*)",
     )
-    made.add_argument("--sort", metavar="METRIC", help="order by this metric or cost, the best first")
-    made.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="of the files (default: .)")
+    made.add_argument(
+        "--sort", metavar="METRIC", help="order by this metric or cost, the best first"
+    )
+    made.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="of the files (default: .)"
+    )
     return made
 
 

@@ -42,7 +42,9 @@ def flow_log_density(
     for t, s in pairwise(_times(u, num_steps)):
         angle, width = float(phi[s] - phi[t]), float(u[s] - u[t])
         velocity, divergence = _velocity(denoise, schedule, x, t, generator)
-        next_velocity, next_divergence = _velocity(denoise, schedule, x + angle * velocity, s, generator)
+        next_velocity, next_divergence = _velocity(
+            denoise, schedule, x + angle * velocity, s, generator
+        )
         x = x + angle / 2 * (velocity + next_velocity)
         volume = volume + width / 2 * (divergence + next_divergence)
     return volume + DiagonalGaussian(*x.new_zeros(2)).log_prob(x).flatten(1).sum(1)
@@ -75,14 +77,20 @@ def flow_bound(
 
 def _times(u: Tensor, num_steps: int) -> list[int]:
     """Times 1 = t_0 < t_1 < ... = T, as evenly spaced in u as integers can be."""
-    inner = torch.linspace(float(u[1]), float(u[-1]), num_steps + 1, dtype=u.dtype)[1:-1].contiguous()
+    inner = torch.linspace(float(u[1]), float(u[-1]), num_steps + 1, dtype=u.dtype)[
+        1:-1
+    ].contiguous()
     return sorted({1, *(1 + torch.searchsorted(u[1:], inner)).tolist(), len(u) - 1})
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _velocity(
-    denoise: Callable[[Tensor, Tensor], Tensor], schedule: NoiseSchedule, x: Tensor, t: int, generator: Generators
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    schedule: NoiseSchedule,
+    x: Tensor,
+    t: int,
+    generator: Generators,
 ) -> tuple[Tensor, Tensor]:
     """dx/dphi, and an estimate of the divergence of dx/du, (B,)."""
     x = x.detach().clone().requires_grad_()  # a clone made here is no inference tensor

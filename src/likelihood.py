@@ -20,7 +20,9 @@ class Likelihood(nn.Module, ABC):
     """p(x | output) for images x (B, C, H, W) in [-1, 1]; output: (B, C, H, W), unbounded."""
 
     scale: str  # what log_prob measures: "density on [-1, 1]", "probability of 8-bit values", "probability of bits"
-    discrete_scale: str = "8-bit"  # what log_mass measures: probability of "8-bit" values or of "bits"
+    discrete_scale: str = (
+        "8-bit"  # what log_mass measures: probability of "8-bit" values or of "bits"
+    )
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -47,12 +49,18 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """x log p + (1 - x) log(1 - p) with x in [0, 1], summed over pixels."""
-        return -F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+        return (
+            -F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none")
+            .flatten(1)
+            .sum(1)
+        )
 
     def log_mass(self, output: Tensor, x: Tensor) -> Tensor:
         """``log_prob``; raises ValueError where x is not binarised, as that is no probability."""
         if not (x.abs() == 1).all():
-            raise ValueError("Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static")
+            raise ValueError(
+                "Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static"
+            )
         return self.log_prob(output, x)
 
     def mean(self, output: Tensor) -> Tensor:
@@ -73,7 +81,9 @@ class Gaussian(Likelihood):
         require(sigma is None or sigma > 0, "sigma", sigma, "must be > 0, or null to learn it")
         log_sigma = torch.tensor(0.0 if sigma is None else math.log(sigma))
         self.log_sigma = nn.Parameter(log_sigma, requires_grad=sigma is None)
-        self.floor = math.log(1e-3) if sigma is None else -math.inf  # of a learned one: an eighth of a grey level
+        self.floor = (
+            math.log(1e-3) if sigma is None else -math.inf
+        )  # of a learned one: an eighth of a grey level
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """Log density, summed over pixels. A learned sigma stays above 1/1000."""
@@ -102,20 +112,32 @@ class Logistic(Likelihood):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        require(isinstance(channels, int) and channels >= 1, "channels", channels, "must be an integer >= 1")
+        require(
+            isinstance(channels, int) and channels >= 1,
+            "channels",
+            channels,
+            "must be an integer >= 1",
+        )
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -2.0))
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         """log(cdf(x + 1/255) - cdf(x - 1/255)), summed over pixels, computed in logarithms throughout."""
         channels = len(self.log_scale)
-        require(x.shape[1] == channels, "likelihood.channels", channels, f"the images have {x.shape[1]} channels")
+        require(
+            x.shape[1] == channels,
+            "likelihood.channels",
+            channels,
+            f"the images have {x.shape[1]} channels",
+        )
         inverse_scale = (-self.log_scale.clamp(min=-7.0)).exp()
         upper = (x - output + 1 / 255) * inverse_scale
         lower = (x - output - 1 / 255) * inverse_scale
         # log(cdf(u) - cdf(l)) = log cdf(u) + log(1 - cdf(l)) + log(1 - exp(l - u)): no difference of near-equal numbers
         width = 2 / 255 * inverse_scale
         inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
-        log_prob = torch.where(x < -0.999, F.logsigmoid(upper), torch.where(x > 0.999, F.logsigmoid(-lower), inside))
+        log_prob = torch.where(
+            x < -0.999, F.logsigmoid(upper), torch.where(x > 0.999, F.logsigmoid(-lower), inside)
+        )
         return log_prob.flatten(1).sum(1)
 
     def mean(self, output: Tensor) -> Tensor:

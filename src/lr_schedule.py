@@ -16,7 +16,9 @@ def constant(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0) ->
     return LambdaLR(optimizer, lambda step: _warmup(step, warmup_steps))
 
 
-def cosine(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0, final: float = 0.0) -> LambdaLR:
+def cosine(
+    optimizer: Optimizer, total_steps: float, warmup_steps: int = 0, final: float = 0.0
+) -> LambdaLR:
     """Linear warm-up, then a half cosine down to ``final`` times the rate (Loshchilov & Hutter 2017)."""
     require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must be >= 0")
     require(0 <= final <= 1, "final", final, "must be between 0 and 1")
@@ -26,7 +28,9 @@ def cosine(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0, fina
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return _warmup(step, warmup_steps) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return _warmup(step, warmup_steps) * (
+            final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        )
 
     return LambdaLR(optimizer, factor)
 

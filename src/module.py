@@ -52,7 +52,10 @@ class GenerativeModule(pl.LightningModule):
         if self._lr_schedule is None:
             return {"optimizer": optimizer}
         scheduler = self.make_lr_schedule(optimizer, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def make_optimizer(self) -> Optimizer:
         """The optimiser over all trainable parameters."""
@@ -66,8 +69,18 @@ class GenerativeModule(pl.LightningModule):
         losses = self.model.loss(batch.x, batch.label, generators(batch.seeds))
         training = stage == "train"
         values = losses.values()
-        if training and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # what is logged is of all ranks
-            values = self.trainer.strategy.reduce(torch.stack([value.detach() for value in values]), reduce_op="mean")
+        if (
+            training and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        ):  # what is logged is of all ranks
+            values = self.trainer.strategy.reduce(
+                torch.stack([value.detach() for value in values]), reduce_op="mean"
+            )
         named = {f"{stage}/{name}": value for name, value in zip(losses, values, strict=True)}
-        self.log_dict(named, on_step=training, on_epoch=not training, sync_dist=not training, batch_size=len(batch.x))
+        self.log_dict(
+            named,
+            on_step=training,
+            on_epoch=not training,
+            sync_dist=not training,
+            batch_size=len(batch.x),
+        )
         return losses

@@ -58,7 +58,11 @@ def randn(
 
 
 def randint(
-    low: int, high: int, num: int, generator: Generators = None, device: torch.device | str | None = None
+    low: int,
+    high: int,
+    num: int,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """``num`` integers uniform in ``low .. high - 1``, shape (num,) long; ``generator`` as in ``randn``."""
     if isinstance(generator, Sequence):
@@ -67,10 +71,14 @@ def randint(
         for row, own in zip(draws, generator, strict=True):
             row.random_(low, high, generator=own)
     else:
-        draws = torch.randint(low, high, (num,), generator=generator, device=generator.device if generator else device)
+        draws = torch.randint(
+            low, high, (num,), generator=generator, device=generator.device if generator else device
+        )
     return draws.to(device=device, non_blocking=True)
 
 
 def _check_one_each(shape: Sequence[int], generator: Sequence[torch.Generator]) -> None:
     if len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators for {shape[0]} images: give one per image, or a single one")
+        raise ValueError(
+            f"{len(generator)} generators for {shape[0]} images: give one per image, or a single one"
+        )

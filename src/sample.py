@@ -36,7 +36,9 @@ def sample(cfg: DictConfig) -> Path:
     node = run_config(checkpoint["config"], cfg.overrides).model
     model = restore(node, checkpoint)
     if not isinstance(model, CanSample):
-        raise ConfigError(f"ckpt_path={cfg.ckpt_path}: {type(model).__name__} has no prior, it cannot sample")
+        raise ConfigError(
+            f"ckpt_path={cfg.ckpt_path}: {type(model).__name__} has no prior, it cannot sample"
+        )
     shards = shards_of(output, path, node, cfg)
     if rank_zero_only.rank == 0:
         output_directory(output, cfg.overwrite or shards.directory.is_dir())

@@ -46,10 +46,16 @@ class CheckpointStore:
     def candidates(self) -> list[Path]:
         """Checkpoints to go on from, newest first; all there are where the pointer cannot be read."""
         alone = self.directory / LAST
-        if not (self.directory / POINTER).exists():  # nothing was published, or it is a copy of the one file
+        if not (
+            self.directory / POINTER
+        ).exists():  # nothing was published, or it is a copy of the one file
             return [alone] if alone.is_file() else []
         latest = self._latest()
-        return [self.path(step) for step in sorted(self._steps(), reverse=True) if latest is None or step <= latest]
+        return [
+            self.path(step)
+            for step in sorted(self._steps(), reverse=True)
+            if latest is None or step <= latest
+        ]
 
     def publish(self, path: Path, best: Path | None = None) -> None:
         """Verify the file, make it the newest, and only then delete what is too old or of an abandoned future.
@@ -60,11 +66,15 @@ class CheckpointStore:
         """
         found = damage(path)
         if found:
-            raise StorageError(f"{path}: reads back damaged ({found}); the checkpoint before it is kept")
+            raise StorageError(
+                f"{path}: reads back damaged ({found}); the checkpoint before it is kept"
+            )
         step = int(STEP.fullmatch(path.name)[1])
         write_json(self.directory / POINTER, {"file": path.name, "step": step})
         alias(path, self.directory / LAST)
-        kept = sorted((other for other in self._steps() if other <= step), reverse=True)[: self.keep]
+        kept = sorted((other for other in self._steps() if other <= step), reverse=True)[
+            : self.keep
+        ]
         for other in set(self._steps()) - set(kept):
             self.path(other).unlink(missing_ok=True)
         for other in self.directory.glob("best-*.ckpt") if best else ():

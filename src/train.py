@@ -44,7 +44,12 @@ def train(cfg: DictConfig) -> float | None:
             begin_fit = time.monotonic()
             trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
             INTERRUPTION.leave_if_requested()
-            require(trainer.global_step > 0, "trainer.max_time", cfg.trainer.max_time, "was over before the first step")
+            require(
+                trainer.global_step > 0,
+                "trainer.max_time",
+                cfg.trainer.max_time,
+                "was over before the first step",
+            )
             seconds = time.monotonic() - begin_fit
             images = (trainer.global_step - start.step) * data.global_batch_size
             cost = {"train_seconds": seconds, "images_per_second": images / seconds}
@@ -54,7 +59,11 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def _finish(
-    cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, begin: float, cost: dict[str, float]
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    begin: float,
+    cost: dict[str, float],
 ) -> float | None:
     """Test under the final weights, write metrics.json and the curves, print the summary."""
     from pathlib import Path
@@ -65,14 +74,20 @@ def _finish(
     from src.runtime.report import draw_curves, read_history, show_summary
 
     metrics = {}
-    for callback in (callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)):
+    for callback in (
+        callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)
+    ):
         metrics |= callback.metrics  # of the parts before
         cost["train_seconds"] += callback.seconds
     metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["step"] = trainer.global_step
-    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # Lightning forgets it where a fit is over
+    trainer.fit_loop.epoch_loop._batches_that_stepped = (
+        trainer.global_step
+    )  # Lightning forgets it where a fit is over
     pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)
-    for judge in () if pruned else (trainer.validate, trainer.test):  # the fit's last validation may be some steps old
+    for judge in (
+        () if pruned else (trainer.validate, trainer.test)
+    ):  # the fit's last validation may be some steps old
         judge(module, trainer.datamodule, verbose=False)
         metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["parameters"] = sum(p.numel() for p in module.model.parameters())

@@ -18,13 +18,25 @@ MAX_NODES = 100_000  # values of a configuration
 MAX_DEPTH = 32  # of dictionaries and lists in each other
 PLAIN = (dict, list, str, int, float, bool, type(None))
 BUILT = {  # nodes of a run's configuration of which objects are made later, and the packages that these may come from
-    "model": {"model", "network", "schedule", "sampler", "prediction", "weighting", "likelihood", "beta"},
+    "model": {
+        "model",
+        "network",
+        "schedule",
+        "sampler",
+        "prediction",
+        "weighting",
+        "likelihood",
+        "beta",
+    },
     "sampler": {"sampler"},
     "features": {"features"},
     "metric": {"metric"},
     "dataset": {"dataset"},
 }
-HANDED_OVER = {"sampler", "dataset"}  # their functions are given their settings now and called later
+HANDED_OVER = {
+    "sampler",
+    "dataset",
+}  # their functions are given their settings now and called later
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -44,10 +56,18 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
     while waiting:
         value, depth = waiting.pop()
         yield value
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        parts = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list | tuple | set)
+            else ()
+        )
         seen += len(parts)
         if seen > most or depth > MAX_DEPTH:
-            raise ValueError(f"holds more than {most} values, or more than {MAX_DEPTH} levels of them")
+            raise ValueError(
+                f"holds more than {most} values, or more than {MAX_DEPTH} levels of them"
+            )
         waiting += [(part, depth + 1) for part in parts]
 
 
@@ -80,8 +100,14 @@ def _check_node(node: dict[str, Any], packages: set[str]) -> None:
     """Raise ValueError where the node says more than which part of ``packages`` to build, with which settings."""
     target = node.get("_target_")
     if "_target_" in node and not _is_part(target, packages):
-        raise ValueError(f"wants to build {shown(target)}, which is not a part of {', '.join(sorted(packages))}")
-    how = {name: value for name, value in node.items() if str(name).startswith("_") and name != "_target_"}
+        raise ValueError(
+            f"wants to build {shown(target)}, which is not a part of {', '.join(sorted(packages))}"
+        )
+    how = {
+        name: value
+        for name, value in node.items()
+        if str(name).startswith("_") and name != "_target_"
+    }
     if how != ({"_partial_": True} if target and target.split(".")[1] in HANDED_OVER else {}):
         raise ValueError(f"wants {shown(target)} built with {shown(how)}")
 
@@ -92,7 +118,11 @@ def _is_part(target: object, packages: set[str]) -> bool:
     Those are all that ``conf/`` names. Helpers, private and imported names are not to be called from outside: some of
     them write files or download.
     """
-    found = re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target) if isinstance(target, str) else None
+    found = (
+        re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target)
+        if isinstance(target, str)
+        else None
+    )
     if found is None or found[1] not in packages:
         return False
     try:
@@ -100,7 +130,10 @@ def _is_part(target: object, packages: set[str]) -> bool:
     except ImportError:
         return False
     part = getattr(module, found[3], None)
-    here = (getattr(part, "__module__", ""), getattr(part, "__qualname__", "")) == (module.__name__, found[3])
+    here = (getattr(part, "__module__", ""), getattr(part, "__qualname__", "")) == (
+        module.__name__,
+        found[3],
+    )
     return here and (isinstance(part, type) or found[3] in ("load", found[2]))
 
 

@@ -116,7 +116,9 @@ def unbroken(zygote, tmp_path_factory):
     def run(model, variant):
         if (model, variant) not in known:
             known[model, variant] = tmp_path_factory.mktemp("unbroken") / f"{model}-{variant}"
-            done = zygote.run("train", *words(model, variant), f"hydra.run.dir={known[model, variant]}")
+            done = zygote.run(
+                "train", *words(model, variant), f"hydra.run.dir={known[model, variant]}"
+            )
             assert done.code == 0, done.err
         return known[model, variant]
 

@@ -19,7 +19,9 @@ def trained(tmp_path_factory):
     def get(cli, small, name, *words):
         if name not in runs:
             runs[name] = tmp_path_factory.mktemp("runs") / name
-            done = cli("train", *small, "callback.generation=null", *words, f"hydra.run.dir={runs[name]}")
+            done = cli(
+                "train", *small, "callback.generation=null", *words, f"hydra.run.dir={runs[name]}"
+            )
             assert done.code == 0, done.err
         return runs[name]
 
@@ -52,6 +54,13 @@ def pictures(folder, **splits):
     for split, num in splits.items():
         (folder / split).mkdir(parents=True)
         for i in range(num):
-            pixels = torch.randint(0, 256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+            pixels = torch.randint(
+                0, 256, (8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
+            )
             Image.fromarray(pixels.numpy()).save(folder / split / f"{i}.png")
-    return ["dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=8", "dataset.channels=1"]
+    return [
+        "dataset=image_folder",
+        f"dataset.root={folder}",
+        "dataset.image_size=8",
+        "dataset.channels=1",
+    ]

@@ -108,7 +108,11 @@ class Fault(pl.Callback):
         self._strike("test_start")
 
     def _strike(self, where):
-        if where != self.where or self.trainer.global_step < self.step or self.trainer.global_rank != self.rank:
+        if (
+            where != self.where
+            or self.trainer.global_step < self.step
+            or self.trainer.global_rank != self.rank
+        ):
             return
         self.where = None
         if self.what == "sleep":

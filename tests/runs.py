@@ -10,12 +10,33 @@ from src.runtime.report import read_history
 MODELS = {
     "ae": ["model=ae", "network=mlp_autoencoder"],
     "vae": ["model=vae", "network=mlp_autoencoder", "beta=linear"],
-    "ddpm": ["model=ddpm", "network=mlp", "network.hidden=32", "schedule.num_timesteps=20", "sampler.num_steps=5"],
+    "ddpm": [
+        "model=ddpm",
+        "network=mlp",
+        "network.hidden=32",
+        "schedule.num_timesteps=20",
+        "sampler.num_steps=5",
+    ],
 }
 SHORT = (
-    *("logger=csv", "callback.grid=null", "features=pixels", "metric=fast", "callback.generation.num_samples=8"),
-    *("trainer.log_every_n_steps=1", "dataset.global_batch_size=480", "trainer.max_steps=12", "dataset.flip=true"),
-    *("callback.generation.test_samples=8", "callback.generation.every=1", "callback.checkpoint.every_steps=2"),
+    *(
+        "logger=csv",
+        "callback.grid=null",
+        "features=pixels",
+        "metric=fast",
+        "callback.generation.num_samples=8",
+    ),
+    *(
+        "trainer.log_every_n_steps=1",
+        "dataset.global_batch_size=480",
+        "trainer.max_steps=12",
+        "dataset.flip=true",
+    ),
+    *(
+        "callback.generation.test_samples=8",
+        "callback.generation.every=1",
+        "callback.checkpoint.every_steps=2",
+    ),
 )
 # An epoch has 2 or 3 steps of 480 (digits has 1,078 training images and drops the rest), validations come every 5.
 VARIANTS = {
@@ -50,10 +71,16 @@ def differences(one, two, path=""):
         keys = sorted(one.keys() | two.keys(), key=str)
         return [d for key in keys for d in differences(one.get(key), two.get(key), f"{path}/{key}")]
     if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
-        return [d for i, (a, b) in enumerate(zip(one, two, strict=True)) for d in differences(a, b, f"{path}/{i}")]
+        return [
+            d
+            for i, (a, b) in enumerate(zip(one, two, strict=True))
+            for d in differences(a, b, f"{path}/{i}")
+        ]
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return [] if one.dtype == two.dtype and torch.equal(one, two) else [path]
-    return [] if repr(one) == repr(two) else [f"{path}: {one} is not {two}"]  # NaN is not NaN, but reads so
+    return (
+        [] if repr(one) == repr(two) else [f"{path}: {one} is not {two}"]
+    )  # NaN is not NaN, but reads so
 
 
 def latest(run_dir):
@@ -66,15 +93,25 @@ def latest(run_dir):
 
 def assert_same(run_dir, reference):
     assert differences(content(run_dir), content(reference)) == []
-    assert repr(read_history(run_dir)) == repr(read_history(reference)), "NaN is not NaN, but reads so"
-    best = [sorted(path.name for path in (folder / "checkpoints").glob("best-*")) for folder in (run_dir, reference)]
+    assert repr(read_history(run_dir)) == repr(read_history(reference)), (
+        "NaN is not NaN, but reads so"
+    )
+    best = [
+        sorted(path.name for path in (folder / "checkpoints").glob("best-*"))
+        for folder in (run_dir, reference)
+    ]
     assert best[0] == best[1] != []
     first, second = (
-        torch.load(folder / "checkpoints" / best[0][0], weights_only=True) for folder in (run_dir, reference)
+        torch.load(folder / "checkpoints" / best[0][0], weights_only=True)
+        for folder in (run_dir, reference)
     )
     assert differences(first["state_dict"], second["state_dict"]) == []
-    mine, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run_dir, reference))
+    mine, theirs = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (run_dir, reference)
+    )
     timed = ("seconds", "train_seconds", "images_per_second")
-    mine, theirs = ({k: v for k, v in numbers.items() if k not in timed} for numbers in (mine, theirs))
+    mine, theirs = (
+        {k: v for k, v in numbers.items() if k not in timed} for numbers in (mine, theirs)
+    )
     assert repr(mine) == repr(theirs)
     assert not list((run_dir / "checkpoints").glob(".*")), "leftovers of the killed process"

@@ -31,10 +31,24 @@ RUN = (
         "sampler.num_steps=5",
         "logger=csv",
     ),
-    *("callback.generation=null", "callback.grid=null", "dataset.global_batch_size=64", "dataset.flip=true"),
-    *("trainer.log_every_n_steps=5", "trainer.val_check_interval=25", "callback.checkpoint.every_steps=10"),
+    *(
+        "callback.generation=null",
+        "callback.grid=null",
+        "dataset.global_batch_size=64",
+        "dataset.flip=true",
+    ),
+    *(
+        "trainer.log_every_n_steps=5",
+        "trainer.val_check_interval=25",
+        "callback.checkpoint.every_steps=10",
+    ),
 )
-ELSEWHERE = ("after_backward", "loading", "rewrite", "test_start")  # outside of training, or for other faults
+ELSEWHERE = (
+    "after_backward",
+    "loading",
+    "rewrite",
+    "test_start",
+)  # outside of training, or for other faults
 PLACES = [place for place in WHERE if place not in ELSEWHERE]
 WHATS = {"kill": 6, "term": 2, "usr1": 1, "int": 1}  # and how often
 CODES = {"kill": -signal.SIGKILL, "term": 143, "usr1": 143, "int": 130}
@@ -75,7 +89,9 @@ def soak(folder: Path, num_faults: int, steps: int, seed: int, tell=lambda text:
         if draw.random() < 0.1 and len(store.candidates()) > 1:  # a bit that flips on the disk
             _flip(store.candidates()[0], draw)
             corrupted += 1
-        tell(f"fault {number + 1}/{num_faults}: {what} at {where}, step {step}; goes on from {_step(store)}")
+        tell(
+            f"fault {number + 1}/{num_faults}: {what} at {where}, step {step}; goes on from {_step(store)}"
+        )
     executed += steps - _step(store)
     _run(zygote, words, (0,))
     seconds = time.monotonic() - begin
@@ -120,14 +136,20 @@ def _flip(path, draw):
 
 def main():
     """Print what was seen; exit code 1 where a promise is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seen = soak(
-            Path(folder), arguments.faults, arguments.steps, arguments.seed, lambda text: print(text, flush=True)
+            Path(folder),
+            arguments.faults,
+            arguments.steps,
+            arguments.seed,
+            lambda text: print(text, flush=True),
         )
     for name, value in seen._asdict().items():
         print(f"{name:<18} {value:.1f}" if isinstance(value, float) else f"{name:<18} {value}")

@@ -26,7 +26,11 @@ def main(words):
         print(f"this is the job of seed {seed}", flush=True)
         time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
         if seed % 7 == 0:
-            sys.exit(f"error: seed={seed}: is divisible by 7" if seed else os.kill(os.getpid(), signal.SIGKILL))
+            sys.exit(
+                f"error: seed={seed}: is divisible by 7"
+                if seed
+                else os.kill(os.getpid(), signal.SIGKILL)
+            )
         (run_dir / "metrics.json").write_text(json.dumps({"val/loss": seed / 2}))
 
 

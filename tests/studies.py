@@ -42,7 +42,13 @@ class Launcher:
         refuses=(),
         metrics=lambda values: {"val/loss": values["optimizer.lr"]},
     ):
-        self.folder, self.fails, self.stops, self.dies, self.metrics = folder, fails, stops, dies, metrics
+        self.folder, self.fails, self.stops, self.dies, self.metrics = (
+            folder,
+            fails,
+            stops,
+            dies,
+            metrics,
+        )
         self.refuses = refuses
         self.jobs, self.batches, self.sweep_dir, self.at_once = {}, [], folder, 1
 
@@ -66,7 +72,10 @@ class Launcher:
                 yield job
 
     def _work(self, job):
-        values = {key: yaml.safe_load(value) for key, value in (word.split("=", 1) for word in job.overrides)}
+        values = {
+            key: yaml.safe_load(value)
+            for key, value in (word.split("=", 1) for word in job.overrides)
+        }
         assert values["sweep.trial"] == job.number
         self.jobs[job.number] = values
         if job.number in self.dies:
@@ -87,8 +96,12 @@ def run_study(folder, *words, space=SPACE, name="study", **behaviour):
     launcher.at_once = config.hydra.launcher.jobs or 1
     error = None
     try:
-        sweep(config, launcher, [*(word for word in typed if not word.startswith("hydra.")), *space])
+        sweep(
+            config, launcher, [*(word for word in typed if not word.startswith("hydra.")), *space]
+        )
     except (JobFailed, KeyboardInterrupt) as ended:
         error = ended
-    study = optuna.load_study(study_name=config.sweep.study, storage=open_storage(config.sweep.storage, folder))
+    study = optuna.load_study(
+        study_name=config.sweep.study, storage=open_storage(config.sweep.storage, folder)
+    )
     return launcher, study, error

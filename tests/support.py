@@ -78,11 +78,19 @@ def make_ae():
 
 
 def make_vae(likelihood="gaussian", beta=None, **settings):
-    return VAE(*coders(), build("likelihood", likelihood), beta or Constant(), latent_dim=4, **settings)
+    return VAE(
+        *coders(), build("likelihood", likelihood), beta or Constant(), latent_dim=4, **settings
+    )
 
 
-def make_diffusion(prediction="epsilon", weighting="uniform", sampler="ddim", schedule="linear", T=50):
-    parts = build("prediction", prediction), build("weighting", weighting), build("sampler", sampler, num_steps=10)
+def make_diffusion(
+    prediction="epsilon", weighting="uniform", sampler="ddim", schedule="linear", T=50
+):
+    parts = (
+        build("prediction", prediction),
+        build("weighting", weighting),
+        build("sampler", sampler, num_steps=10),
+    )
     return Diffusion(MLP(SHAPE, hidden=32, num_layers=1), schedule_of(schedule, T), *parts, SHAPE)
 
 
@@ -99,7 +107,9 @@ def linear_vae(shift=0.0, log_ratio=0.0):
     """A VAE whose decoder is x = W z + b + NOISE eps; q is the exact posterior, moved by shift and log_ratio."""
     basis = torch.linalg.qr(torch.randn(16, LATENT, generator=seeded(), dtype=torch.float64))[0]
     weight, bias = basis * torch.tensor([1.5, 0.4]), torch.linspace(-0.5, 0.5, 16).double()
-    posterior_precision = 1 + torch.tensor([1.5, 0.4]).double() ** 2 / NOISE**2  # diagonal: W has orthogonal columns
+    posterior_precision = (
+        1 + torch.tensor([1.5, 0.4]).double() ** 2 / NOISE**2
+    )  # diagonal: W has orthogonal columns
     decoder = nn.Sequential(nn.Linear(LATENT, 16), nn.Unflatten(1, SHAPE)).double()
     model = VAE(Passing(), decoder, Gaussian(NOISE), Constant(), latent_dim=LATENT).double()
     with torch.no_grad():
@@ -107,7 +117,9 @@ def linear_vae(shift=0.0, log_ratio=0.0):
         decoder[0].bias.copy_(bias)
         to_mean = weight.T / NOISE**2 / posterior_precision.unsqueeze(1)
         model.to_posterior.weight.copy_(torch.cat([to_mean, torch.zeros_like(to_mean)]))
-        model.to_posterior.bias.copy_(torch.cat([shift - to_mean @ bias, log_ratio - posterior_precision.log()]))
+        model.to_posterior.bias.copy_(
+            torch.cat([shift - to_mean @ bias, log_ratio - posterior_precision.log()])
+        )
     evidence = MultivariateNormal(bias, weight @ weight.T + NOISE**2 * torch.eye(16).double())
     return model, evidence
 
@@ -123,7 +135,9 @@ class Mixture:
     def at(self, schedule, t):
         """signal_t and the weights, means and variances of the marginal of x_t."""
         signal = schedule.alpha_bar[t].sqrt()
-        weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds))
+        weights, means, stds = (
+            torch.tensor(v, dtype=torch.float64) for v in (self.weights, self.means, self.stds)
+        )
         return signal, weights, signal * means, signal**2 * stds**2 + 1 - schedule.alpha_bar[t]
 
     def denoiser(self, schedule):
@@ -144,7 +158,9 @@ class Mixture:
         _, weights, means, variances = self.at(schedule, t)
         counts = (weights * num).round().long().tolist()
         parts = [
-            mean + variance.sqrt() * torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+            mean
+            + variance.sqrt()
+            * torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
             for count, mean, variance in zip(counts, means, variances, strict=True)
         ]
         return torch.cat(parts).view(-1, 1, 1, 1)
@@ -163,7 +179,9 @@ def peer_scheduler(name, process, **settings):
     import diffusers
 
     betas = process.betas[1:].tolist()
-    scheduler = getattr(diffusers, name)(len(betas), trained_betas=betas, prediction_type="sample", **settings)
+    scheduler = getattr(diffusers, name)(
+        len(betas), trained_betas=betas, prediction_type="sample", **settings
+    )
     scheduler.alphas_cumprod = process.alpha_bar[1:]
     return scheduler
 

@@ -46,7 +46,9 @@ def test_cyclical_rises_again_and_again():
     assert weights(beta, range(10)) == cycle
     assert weights(beta, range(50, 60)) == cycle
     assert weights(beta, [None]) == [2.0]
-    assert weights(Cyclical(value=2.0, period=10, ratio=1.0), [0, 5, 9]) == pytest.approx([0, 1, 1.8])
+    assert weights(Cyclical(value=2.0, period=10, ratio=1.0), [0, 5, 9]) == pytest.approx(
+        [0, 1, 1.8]
+    )
 
 
 def test_capacity_pulls_the_mean_kl_to_the_capacity_from_both_sides():
@@ -100,14 +102,18 @@ def test_rate_warms_up_to_the_optimizers_own_and_never_exceeds_it(lr_schedule):
 
 
 def test_constant_rate_stays_for_ever():
-    torch.testing.assert_close(rates(constant, 50, total_steps=math.inf), torch.full((50,), 0.2).double())
+    torch.testing.assert_close(
+        rates(constant, 50, total_steps=math.inf), torch.full((50,), 0.2).double()
+    )
     assert (rates(constant, 50, total_steps=20, warmup_steps=5)[4:] == 0.2).all()
 
 
 def test_cosine_rate_is_half_a_wave_after_the_warmup():
     seen = rates(cosine, 121, total_steps=110, warmup_steps=10, final=0.1)
     progress = torch.arange(101).double() / 100
-    torch.testing.assert_close(seen[10:111], 0.2 * (0.1 + 0.9 * (torch.pi * progress / 2).cos().square()))
+    torch.testing.assert_close(
+        seen[10:111], 0.2 * (0.1 + 0.9 * (torch.pi * progress / 2).cos().square())
+    )
     torch.testing.assert_close(seen[110:], torch.full((11,), 0.02).double())
     assert rates(cosine, 101, total_steps=100)[100] == pytest.approx(0, abs=1e-12)
 
@@ -118,7 +124,9 @@ def test_cosine_without_an_end_is_refused(total_steps):
         rates(cosine, 1, total_steps=total_steps)
 
 
-@pytest.mark.parametrize(("make", "setting"), [(constant, "warmup_steps"), (cosine, "warmup_steps"), (cosine, "final")])
+@pytest.mark.parametrize(
+    ("make", "setting"), [(constant, "warmup_steps"), (cosine, "warmup_steps"), (cosine, "final")]
+)
 def test_bad_rate_settings_are_refused_by_name(make, setting):
     with pytest.raises(ConfigError, match=f"^{setting}=-1"):
         rates(make, 1, total_steps=10, **{setting: -1})

@@ -38,16 +38,21 @@ def moments(monkeypatch, v):
 
 def excess(schedule, x0, v, **settings):
     """Bits/dim beyond the entropy of N(0, v), for each variance."""
-    result = variational_bound(gaussian(0.0, v).denoiser(schedule), schedule, x0, discrete=False, **settings)
+    result = variational_bound(
+        gaussian(0.0, v).denoiser(schedule), schedule, x0, discrete=False, **settings
+    )
     entropy = (math.log(2 * math.pi * v) + 1) / 2
     return {
-        name: -result.log_likelihood(name).item() / 4 / math.log(2) - entropy / math.log(2) for name in result.terms
+        name: -result.log_likelihood(name).item() / 4 / math.log(2) - entropy / math.log(2)
+        for name in result.terms
     }
 
 
 @pytest.mark.parametrize(("make", "T", "v", "variance", "expected"), EXCESS)
 def test_excess_over_the_entropy_of_gaussian_data(monkeypatch, make, T, v, variance, expected):
-    assert excess(make(T), moments(monkeypatch, v), v)[variance] == pytest.approx(expected, abs=1e-6)
+    assert excess(make(T), moments(monkeypatch, v), v)[variance] == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("v", [0.01, 0.25, 1.0, 3.0])
@@ -57,7 +62,9 @@ def test_best_variance_closes_the_gap(monkeypatch, make, v):
     schedule = make(200)
     marginal = v * schedule.alpha_bar + schedule.sigma_squared
     best = torch.cat([torch.zeros(1), marginal[:-1] * schedule.betas[1:] / marginal[1:]])
-    gaps = excess(schedule, moments(monkeypatch, v), v, variances=fixed_variances(schedule) | {"best": best})
+    gaps = excess(
+        schedule, moments(monkeypatch, v), v, variances=fixed_variances(schedule) | {"best": best}
+    )
     assert abs(gaps["best"]) < 1e-6
     assert min(gaps["large"], gaps["small"]) > -1e-6
 
@@ -71,7 +78,9 @@ def test_terms_are_the_divergences_of_the_chain(discrete):
         calls.append((x_t, t, torch.tanh(x_t - 0.1 * t.view(-1, 1, 1, 1))))
         return calls[-1][-1]
 
-    result = variational_bound(denoise, schedule, x0, num_timesteps=5, discrete=discrete, generator=seeded())
+    result = variational_bound(
+        denoise, schedule, x0, num_timesteps=5, discrete=discrete, generator=seeded()
+    )
     signal, sigma = schedule.scales(torch.tensor([12]))
     prior = kl_divergence(Normal(signal * x0, sigma.double()), Normal(0.0, 1.0)).sum((1, 2, 3))
     torch.testing.assert_close(result.prior, prior, rtol=1e-4, atol=1e-6)
@@ -89,7 +98,9 @@ def test_terms_are_the_divergences_of_the_chain(discrete):
             p = Normal(model_mean, variance[t].sqrt().view(-1, 1, 1, 1))
             divergence = kl_divergence(Normal(mean, of_q.sqrt()), p).sum((1, 2, 3))
             torch.testing.assert_close(result.terms[name][:, i], divergence)
-        total = result.prior + (result.strata * result.terms[name]).sum(1) + result.reconstruction[name]
+        total = (
+            result.prior + (result.strata * result.terms[name]).sum(1) + result.reconstruction[name]
+        )
         torch.testing.assert_close(-result.log_likelihood(name), total)
 
 
@@ -98,7 +109,9 @@ def test_variances_are_those_of_the_papers():
     variances = fixed_variances(schedule)
     assert torch.equal(variances["large"][1:], schedule.betas[1:])
     t = torch.arange(2, 1001)
-    _, of_q = schedule.posterior(torch.zeros(999, 1, 1, 1).double(), torch.zeros(999, 1, 1, 1).double(), t)
+    _, of_q = schedule.posterior(
+        torch.zeros(999, 1, 1, 1).double(), torch.zeros(999, 1, 1, 1).double(), t
+    )
     torch.testing.assert_close(variances["small"][2:], of_q.flatten(), rtol=1e-12, atol=0)
     assert variances["small"][1] == variances["small"][2]
 
@@ -119,7 +132,9 @@ def test_strata_have_equal_shares_of_unit_gaussian_data(monkeypatch):
     schedule, x0 = linear(1000), moments(monkeypatch, 1.0)
     whole = variational_bound(gaussian(0.0, 1.0).denoiser(schedule), schedule, x0, discrete=False)
     edges = torch.tensor(bound._strata(schedule, 50)) - 2
-    shares = torch.stack([part.sum() for part in whole.terms["large"][0].split(edges.diff().tolist())])
+    shares = torch.stack(
+        [part.sum() for part in whole.terms["large"][0].split(edges.diff().tolist())]
+    )
     several = edges.diff() > 3
     assert several.sum() > 20
     assert shares[several].max() < 1.2 * shares[several].min()
@@ -138,7 +153,11 @@ def test_strata_estimate_without_bias(monkeypatch, num):
 
     whole = variational_bound(denoise, schedule, x0)
     drawn = variational_bound(
-        denoise, schedule, x0.expand(copies, -1, -1, -1), num_timesteps=num, generator=generators(range(copies))
+        denoise,
+        schedule,
+        x0.expand(copies, -1, -1, -1),
+        num_timesteps=num,
+        generator=generators(range(copies)),
     )
     edges = torch.tensor(bound._strata(schedule, num))
     assert ((drawn.times >= edges[:-1]) & (drawn.times < edges[1:])).all()
@@ -155,7 +174,9 @@ def test_images_of_two_grey_levels_are_bounded_by_their_probability(levels):
     """log P is log 0.3 and log 0.7; level by level the mean estimate stays below, and not far below on average."""
     schedule, data, copies = linear(200), atoms(levels), 500
     x0 = torch.tensor(data.means, dtype=torch.float64).repeat_interleave(copies).view(-1, 1, 1, 1)
-    result = variational_bound(data.denoiser(schedule), schedule, x0, generator=generators(range(2 * copies)))
+    result = variational_bound(
+        data.denoiser(schedule), schedule, x0, generator=generators(range(2 * copies))
+    )
     for variance in ("large", "small"):
         estimate = result.log_likelihood(variance).view(2, copies)
         log_p = torch.tensor(data.weights, dtype=torch.float64).log()
@@ -178,13 +199,17 @@ def test_an_image_depends_on_its_own_generator_alone():
         )
         return torch.stack([shrink.log_likelihood("large"), shrink.log_likelihood("small")])
 
-    torch.testing.assert_close(estimate(range(5))[:, [3, 1]], estimate([3, 1]), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(
+        estimate(range(5))[:, [3, 1]], estimate([3, 1]), rtol=1e-6, atol=1e-4
+    )
 
 
 def test_mixture_is_bounded_by_its_entropy():
     data, schedule = Mixture(), cosine(100)
     x0 = data.sample(schedule, 0, 20_000)
-    result = variational_bound(data.denoiser(schedule), schedule, x0, discrete=False, generator=seeded())
+    result = variational_bound(
+        data.denoiser(schedule), schedule, x0, discrete=False, generator=seeded()
+    )
     parts = zip(data.weights, data.means, data.stds, strict=True)
     entropy = -sum(w * Normal(m, s).log_prob(x0).exp() for w, m, s in parts).log().mean()
     for variance, most in (("large", 0.1), ("small", 2.0)):

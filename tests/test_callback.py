@@ -55,7 +55,9 @@ def distances(**settings):
 def run(callbacks, steps=6, batch=8, **trainer):
     torch.manual_seed(0)
     images = torch.randint(0, 256, (32, 1, 2, 2), dtype=torch.uint8)
-    data = ImageDataModule(lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0)
+    data = ImageDataModule(
+        lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0
+    )
     module = GenerativeModule(OneNumber(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     quiet = {
         "logger": False,
@@ -129,7 +131,9 @@ def test_validation_and_test_see_the_average_and_training_never_does():
 def test_the_generation_metric_really_sees_the_average():
     def distance(decay):
         callback = distances(num_samples=64)
-        fit, module, data = run([EMA(decay), callback], steps=8, val_check_interval=8, check_val_every_n_epoch=None)
+        fit, module, data = run(
+            [EMA(decay), callback], steps=8, val_check_interval=8, check_val_every_n_epoch=None
+        )
         return float(fit.callback_metrics["val/fid_mean"])
 
     raw_weight, average = 0.8, averaged(0.999, 8)
@@ -147,46 +151,74 @@ def test_a_sample_does_not_depend_on_batch_size():
 
 
 def test_a_diverged_model_gives_nan_and_a_reason(caplog, monkeypatch):
-    monkeypatch.setattr(OneNumber, "sample", lambda self, num, generator: torch.full((num, 1, 2, 2), torch.nan))
+    monkeypatch.setattr(
+        OneNumber, "sample", lambda self, num, generator: torch.full((num, 1, 2, 2), torch.nan)
+    )
     fit, _, _ = run([distances(num_samples=8)], steps=2, val_check_interval=2)
     assert np.isnan(float(fit.callback_metrics["val/fid_mean"]))
     assert "val/fid_mean: features of the generated images hold NaN" in caplog.text
 
 
 def test_a_run_writes_what_it_says(composed, small, tmp_path):
-    words = [*small, "trainer.max_steps=4", "trainer.limit_train_batches=null", "trainer.val_check_interval=3"]
+    words = [
+        *small,
+        "trainer.max_steps=4",
+        "trainer.limit_train_batches=null",
+        "trainer.val_check_interval=3",
+    ]
     train(composed(*words, "trainer.log_every_n_steps=1"))
     run_dir = tmp_path / "run"
     names = {p.name for p in (run_dir / "samples").iterdir()}
     assert names == {"step-00000003.png", "final.png", "denoising.png", "curves.png"}
     for name in names:
         assert np.asarray(Image.open(run_dir / "samples" / name)).std() > 5
-    kept = {"best-00000003.ckpt", "step-00000003.ckpt", "step-00000004.ckpt", "last.ckpt", "latest.json"}
+    kept = {
+        "best-00000003.ckpt",
+        "step-00000003.ckpt",
+        "step-00000004.ckpt",
+        "last.ckpt",
+        "latest.json",
+    }
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == kept
     assert read_checkpoint(run_dir)["global_step"] == 4
-    assert load_model(run_dir / "checkpoints" / "best-00000003.ckpt").sample(1).shape == (1, 1, 8, 8)
+    assert load_model(run_dir / "checkpoints" / "best-00000003.ckpt").sample(1).shape == (
+        1,
+        1,
+        8,
+        8,
+    )
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "2", "3"]
     assert "train.log" in {p.name for p in run_dir.iterdir()}
-    assert json.loads((run_dir / "metrics.json").read_text(), parse_constant=pytest.fail)["step"] == 4
+    assert (
+        json.loads((run_dir / "metrics.json").read_text(), parse_constant=pytest.fail)["step"] == 4
+    )
 
 
 def test_plain_progress_has_losses_speed_and_time_left(composed, small, caplog):
     with caplog.at_level(logging.INFO, "src"):
         words = ["model=ae", *small, "trainer.max_steps=30", "trainer.limit_train_batches=null"]
-        train(composed(*words, "callback.progress.every_seconds=0.01", "trainer.log_every_n_steps=1"))
+        train(
+            composed(*words, "callback.progress.every_seconds=0.01", "trainer.log_every_n_steps=1")
+        )
     lines = [record.message for record in caplog.records if record.message.startswith("step ")]
     assert lines
     assert all("steps/s" in line and "ETA" in line and "train/loss" in line for line in lines[1:])
     assert any(record.message.startswith("validation at step") for record in caplog.records)
 
 
-@pytest.mark.parametrize(("name", "value"), [("WANDB_API_KEY", "abc"), ("WANDB_MODE", "foo"), ("WANDB_MODE", "")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("WANDB_API_KEY", "abc"), ("WANDB_MODE", "foo"), ("WANDB_MODE", "")]
+)
 def test_wandb_never_stops_a_run(composed, small, tmp_path, monkeypatch, name, value):
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv(name, value)
-    words = [w for w in small if w != "logger=csv"] + ["logger=wandb", "callback.generation=null", "callback.grid=null"]
+    words = [w for w in small if w != "logger=csv"] + [
+        "logger=wandb",
+        "callback.generation=null",
+        "callback.grid=null",
+    ]
     assert train(composed("model=ae", *words)) > 0
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
@@ -195,7 +227,10 @@ def test_wandb_is_logged_offline_and_can_be_read_back(composed, small, tmp_path,
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     train(
         composed(
-            "model=vae", *[w for w in small if w != "logger=csv"], "logger=[csv,wandb]", "trainer.log_every_n_steps=1"
+            "model=vae",
+            *[w for w in small if w != "logger=csv"],
+            "logger=[csv,wandb]",
+            "trainer.log_every_n_steps=1",
         )
     )
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")

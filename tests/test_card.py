@@ -21,12 +21,18 @@ PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 def some_card():
     sampler = {"_target_": "src.sampler.ddim.ddim", "_partial_": True, "num_steps": 50, "eta": 1.0}
-    card = Card("a | b", {"seed": 0, "sampler": sampler, "step": 7, "overrides": ["seed=0", "metric=fast"]})
+    card = Card(
+        "a | b", {"seed": 0, "sampler": sampler, "step": 7, "overrides": ["seed=0", "metric=fast"]}
+    )
     few = Measurement(None, reason="too | few", context={"n_fake": 2})
     kid = Measurement(1.5, 0.25, "standard error", context={"n_fake": 2, "kernel": "cubic"})
     card.add("test", {"fid_x_2": few, "kid_x_2": kid}, features_key="abc", resize="none", seed=0)
-    card.add("val", {"loss": Measurement(math.nan), "mse": Measurement(0.5, math.inf, "se")}, split="val")
-    card.add("test", {"inception_score_x_2": Measurement(None, reason="no classifier", applies=False)})
+    card.add(
+        "val", {"loss": Measurement(math.nan), "mse": Measurement(0.5, math.inf, "se")}, split="val"
+    )
+    card.add(
+        "test", {"inception_score_x_2": Measurement(None, reason="no classifier", applies=False)}
+    )
     card.notes.append("something was skipped")
     card.pictures["bound"] = PICTURE
     return card
@@ -35,7 +41,12 @@ def some_card():
 def test_numbers_without_value_are_null_with_a_reason(tmp_path):
     some_card().write(tmp_path)
     content = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
-    assert content["test/fid_x_2"] is content["val/loss"] is content["test/inception_score_x_2"] is None
+    assert (
+        content["test/fid_x_2"]
+        is content["val/loss"]
+        is content["test/inception_score_x_2"]
+        is None
+    )
     assert content["details"]["test/fid_x_2"]["reason"] == "too | few"
     assert content["details"]["val/loss"]["reason"] == "not finite (nan)"
     assert (content["val/mse"], content["details"]["val/mse"]["error"]) == (0.5, None)
@@ -76,21 +87,36 @@ def test_an_earlier_card_is_set_aside(tmp_path):
             card.pictures.clear()
         files = card.write(tmp_path)
         assert all(path.exists() for path in files)
-    read = {path.name: json.loads(path.read_text())["context"]["seed"] for path in tmp_path.glob("*.json")}
+    read = {
+        path.name: json.loads(path.read_text())["context"]["seed"]
+        for path in tmp_path.glob("*.json")
+    }
     assert read == {"evaluation-1.json": 0, "evaluation-2.json": 1, "evaluation.json": 2}
-    assert {path.name for path in tmp_path.glob("*.md")} == {"evaluation-1.md", "evaluation-2.md", "evaluation.md"}
+    assert {path.name for path in tmp_path.glob("*.md")} == {
+        "evaluation-1.md",
+        "evaluation-2.md",
+        "evaluation.md",
+    }
     pictures = {path.name for path in tmp_path.glob("*.png")}
-    assert pictures == {"evaluation-bound-1.png", "evaluation-bound-2.png"}  # none is beside the card that has none
+    assert pictures == {
+        "evaluation-bound-1.png",
+        "evaluation-bound-2.png",
+    }  # none is beside the card that has none
     assert np.array_equal(np.asarray(Image.open(tmp_path / "evaluation-bound-1.png")), PICTURE)
 
 
 def test_loggers_are_told_errors_notes_and_pictures(tmp_path):
-    logger = {"tensorboard": OmegaConf.load(CONF / "logger" / "tensorboard.yaml").tensorboard, "csv": {"broken": 1}}
+    logger = {
+        "tensorboard": OmegaConf.load(CONF / "logger" / "tensorboard.yaml").tensorboard,
+        "csv": {"broken": 1},
+    }
     cfg = OmegaConf.create({"logger": logger})
     log_card(cfg, some_card(), tmp_path)
     events = EventAccumulator(str(tmp_path / "evaluation" / "tensorboard")).Reload()
     scalars = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
-    assert {name: [(e.step, e.value) for e in found] for name, found in scalars.items() if "/" in name} == {
+    assert {
+        name: [(e.step, e.value) for e in found] for name, found in scalars.items() if "/" in name
+    } == {
         "test/kid_x_2": [(7, 1.5)],
         "test/kid_x_2_error": [(7, 0.25)],
         "val/mse": [(7, 0.5)],
@@ -117,4 +143,6 @@ def test_loggers_are_told_errors_notes_and_pictures(tmp_path):
 )
 def test_readings(name, context, text):
     assert text in reading(name, {name: 1.0}, context)
-    assert "lowest bound" not in reading("test/bits_per_dim_vlb_large", {}, {"estimate": "vlb_large"})
+    assert "lowest bound" not in reading(
+        "test/bits_per_dim_vlb_large", {}, {"estimate": "vlb_large"}
+    )

@@ -22,7 +22,13 @@ def run_dir(tmp_path_factory):
     from hydra import compose, initialize_config_dir
 
     directory = tmp_path_factory.mktemp("checkpoint") / "run"
-    words = [f"run_dir={directory}", "trainer=debug", "logger=csv", "callback.generation=null", "callback.grid=null"]
+    words = [
+        f"run_dir={directory}",
+        "trainer=debug",
+        "logger=csv",
+        "callback.generation=null",
+        "callback.grid=null",
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         train(compose("train", words))
     return directory
@@ -50,7 +56,11 @@ def test_a_checkpoint_holds_its_configuration_as_plain_values(run_dir):
     def plain(value):
         if isinstance(value, dict):
             return all(isinstance(k, str) and plain(v) for k, v in value.items())
-        return all(map(plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
+        return (
+            all(map(plain, value))
+            if isinstance(value, list)
+            else isinstance(value, str | int | float | None)
+        )
 
     assert plain(config)
     assert config["model"]["schedule"]["num_timesteps"] == 1000
@@ -90,13 +100,17 @@ def test_pickled_code_is_refused_and_not_run(run_dir, tmp_path):
     ],
 )
 def test_only_canonical_parts_of_models_are_built(run_dir, tmp_path, target):
-    path = changed(run_dir, tmp_path, lambda c: c["config"]["model"]["network"].update(_target_=target))
+    path = changed(
+        run_dir, tmp_path, lambda c: c["config"]["model"]["network"].update(_target_=target)
+    )
     with pytest.raises(CheckpointError, match="refused, it wants to build"):
         load_model(path)
 
 
 def test_unresolved_values_are_refused(run_dir, tmp_path):
-    path = changed(run_dir, tmp_path, lambda c: c["config"]["model"].update(clip_denoised="${oc.env:HOME}"))
+    path = changed(
+        run_dir, tmp_path, lambda c: c["config"]["model"].update(clip_denoised="${oc.env:HOME}")
+    )
     with pytest.raises(CheckpointError, match="unresolved"):
         load_model(path)
 

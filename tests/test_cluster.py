@@ -20,9 +20,23 @@ pytestmark = [
 ]
 CPU_RANKS = ("trainer=ddp", "trainer.accelerator=cpu")
 SLURM = ("launcher=slurm", "launcher.poll=1")
-IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")  # Ray calls out at start
+IN_A_NETWORK_OF_ITS_OWN = (
+    "unshare",
+    "-n",
+    "bash",
+    "-c",
+    'ip link set lo up; exec "$@"',
+    "-",
+)  # Ray calls out at start
 RAY = f"{Path(sys.executable).parent}/ray start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
-A_RAY_CLUSTER = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")  # the end of its first process is its end
+A_RAY_CLUSTER = (
+    "unshare",
+    "-n",
+    "-p",
+    "-f",
+    "--mount-proc",
+    "--kill-child",
+)  # the end of its first process is its end
 A_RAY_CLUSTER += (
     "bash",
     "-c",
@@ -50,7 +64,9 @@ def drive(tmp_path):
                 *words,
             ]
             environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
-            started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment))
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+            )
         return started[-1]
 
     yield start
@@ -67,7 +83,9 @@ def wait_until(holds, seconds=60):
 
 
 def said(tmp_path):
-    return (tmp_path / "driver.log").read_text() + "".join(p.read_text() for p in tmp_path.glob("sweep/jobs/*.log"))
+    return (tmp_path / "driver.log").read_text() + "".join(
+        p.read_text() for p in tmp_path.glob("sweep/jobs/*.log")
+    )
 
 
 def statuses(tmp_path):
@@ -93,10 +111,14 @@ def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
     slurm("scancel", array[1])
     assert driver.wait(100) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["failed", "stopped", "done", "stopped"], said(tmp_path)
-    assert recorded(tmp_path / "sweep")[0]["detail"].startswith("exit code 2: seed=-1: must be an integer")
+    assert recorded(tmp_path / "sweep")[0]["detail"].startswith(
+        "exit code 2: seed=-1: must be an integer"
+    )
     kept = latest(tmp_path / "sweep" / "1-vae-digits")
     assert kept >= 2
-    assert drive(*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", SLOW).wait(100) == 2, said(tmp_path)
+    assert drive(*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", SLOW).wait(100) == 2, said(
+        tmp_path
+    )
     assert statuses(tmp_path) == ["failed", "done", "done", "done"], said(tmp_path)
     assert handles(tmp_path)[2] == array[2], "a job that is done is not done again"
 
@@ -123,7 +145,13 @@ def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_pat
     run_dir = tmp_path / "sweep" / "0-vae-digits"
     driver = drive(*words("vae", "plain"), *SLURM, "launcher.partition=spot", SLOW)
     wait_until(lambda: latest(run_dir) >= 2)
-    slurm("sbatch", "--partition=urgent", "--exclusive", f"--output={tmp_path}/urgent", "--wrap=sleep 1")
+    slurm(
+        "sbatch",
+        "--partition=urgent",
+        "--exclusive",
+        f"--output={tmp_path}/urgent",
+        "--wrap=sleep 1",
+    )
     assert driver.wait(120) == 0, said(tmp_path)
     assert "Restarts=1" in slurm("scontrol", "show", "job", *handles(tmp_path))
     assert_same(run_dir, unbroken("vae", "plain"))
@@ -132,7 +160,9 @@ def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_pat
 def test_a_study(drive, tmp_path):
     assert drive(*STUDY, *SLURM).wait(120) == 0, said(tmp_path)
     assert statuses(tmp_path) == ["done"] * 3
-    assert len({handle.split("_")[0] for handle in handles(tmp_path)}) == 2, "an array for each batch"
+    assert len({handle.split("_")[0] for handle in handles(tmp_path)}) == 2, (
+        "an array for each batch"
+    )
     assert "Study vae_tpe: 3 complete" in said(tmp_path)
 
 
@@ -147,16 +177,29 @@ def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
     slurm("scancel", "--signal=USR1", handle)
     assert driver.wait(120) == 0, said(tmp_path)
     assert "Restarts=1" in slurm("scontrol", "show", "job", handle), said(tmp_path)
-    mine, one = (json.loads((path / "metrics.json").read_text()) for path in (run_dir, unbroken("ae", "plain")))
+    mine, one = (
+        json.loads((path / "metrics.json").read_text())
+        for path in (run_dir, unbroken("ae", "plain"))
+    )
     assert mine["step"] == one["step"] == 12
     for name in ("val/loss", "test/loss"):
         assert mine[name] == pytest.approx(one[name], rel=1e-4), name
 
 
 def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
-    command = ["srun", "-N1", "--ntasks-per-node=2", sys.executable, "-m", "src.train", *words("vae", "plain")]
+    command = [
+        "srun",
+        "-N1",
+        "--ntasks-per-node=2",
+        sys.executable,
+        "-m",
+        "src.train",
+        *words("vae", "plain"),
+    ]
     command += [*CPU_RANKS, "trainer.devices=1", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "trainer.devices=1" in done.stderr
     assert "Traceback" not in done.stderr
@@ -177,7 +220,10 @@ def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
     """Slurm stops the other rank, which is no reason to go back into the queue: it would fail for ever."""
     two = (*CPU_RANKS, "trainer.devices=2", "trainer.num_nodes=1")
     driver = drive(
-        *words("vae", "plain"), *two, *SLURM, "+callback.fault={_target_:faults.Fault,step:3,where:batch_start,rank:1}"
+        *words("vae", "plain"),
+        *two,
+        *SLURM,
+        "+callback.fault={_target_:faults.Fault,step:3,where:batch_start,rank:1}",
     )
     assert driver.wait(100) == 8, said(tmp_path)
     assert statuses(tmp_path) == ["failed"]
@@ -197,7 +243,9 @@ def test_jobs_on_ray(drive, unbroken, tmp_path):
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
     wait_until(lambda: latest(run_dir) > kept, 90)
     job = json.loads((run_dir / ".lock").read_text())["pid"]
-    os.kill(int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    os.kill(
+        int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL
+    )
     assert driver.wait(120) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["done", "failed"], said(tmp_path)
     assert_same(run_dir, unbroken("vae", "plain"))

@@ -47,18 +47,28 @@ def config():
 def run(config, tmp_path):
     """Write a run directory: overrides, its seed, final metrics, and what an evaluation said (None: there was none)."""
 
-    def make(name, *words, seed=0, final=None, numbers=None, details=None, context=None, git="1234567890"):
+    def make(
+        name, *words, seed=0, final=None, numbers=None, details=None, context=None, git="1234567890"
+    ):
         directory = tmp_path / name
         directory.mkdir(parents=True)
         provenance = {"git": git, "overrides": [f"run_dir={directory}", *words]}
-        content = config(*words) | {"seed": seed, "run_dir": str(directory), "provenance": provenance}
+        content = config(*words) | {
+            "seed": seed,
+            "run_dir": str(directory),
+            "provenance": provenance,
+        }
         content["callback"]["grid"] |= {"seed": seed, "dirpath": str(directory)}
         (directory / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         (directory / "metrics.json").write_text(
             json.dumps({"parameters": 1234, "seconds": 9.5, "step": 900} | (final or {}))
         )
         if numbers is not None:
-            content = numbers | {"context": CONTEXT | (context or {}), "details": details or {}, "notes": []}
+            content = numbers | {
+                "context": CONTEXT | (context or {}),
+                "details": details or {},
+                "notes": [],
+            }
             (directory / "evaluation.json").write_text(json.dumps(content))
         return directory
 
@@ -86,14 +96,27 @@ def test_settings_are_those_that_were_typed(run, tmp_path):
 
 def test_copies_and_what_another_model_brings_are_not_shown(run, tmp_path):
     run("a", "model=vae", "model.latent_dim=4", final={"test/loss": 1.0})
-    run("b", "model=vae", "model.latent_dim=8", "network.encoder.channels=16", final={"test/loss": 1.0})
+    run(
+        "b",
+        "model=vae",
+        "model.latent_dim=8",
+        "network.encoder.channels=16",
+        final={"test/loss": 1.0},
+    )
     names = list(compared(tmp_path).choices)
-    assert names == ["model.latent_dim", "network.encoder.channels"]  # the decoder's are interpolations
+    assert names == [
+        "model.latent_dim",
+        "network.encoder.channels",
+    ]  # the decoder's are interpolations
     run("c", "schedule=linear", final={"test/loss": 1.0})
     found = compared(tmp_path)
     assert found.choices["model"] == ["vae", "vae", "diffusion"]
     assert not {"schedule", "sampler", "likelihood", "beta", "callback.ema"} & found.choices.keys()
-    assert [setting.label for setting in found.settings] == ["vae latent_dim=4", "vae latent_dim=8", "diffusion"]
+    assert [setting.label for setting in found.settings] == [
+        "vae latent_dim=4",
+        "vae latent_dim=8",
+        "diffusion",
+    ]
     run("d", "schedule=cosine", final={"test/loss": 1.0})
     assert compared(tmp_path).choices["schedule"] == ["", "", "linear", "cosine"]
 
@@ -110,12 +133,24 @@ def test_seeds_are_pooled_and_single_runs_keep_their_error(run, tmp_path):
     values = [1.0, 1.5, 3.2]
     for seed, value in enumerate(values):
         details = {FID: {"error": 9.0, "error_kind": "bootstrap sd"}}
-        run(f"a{seed}", seed=seed, numbers={FID: value, "test/mig": None if seed else 0.5}, details=details)
-    run("b", "schedule=linear", numbers={FID: 2.0}, details={FID: {"error": 0.25, "error_kind": "bootstrap sd"}})
+        run(
+            f"a{seed}",
+            seed=seed,
+            numbers={FID: value, "test/mig": None if seed else 0.5},
+            details=details,
+        )
+    run(
+        "b",
+        "schedule=linear",
+        numbers={FID: 2.0},
+        details={FID: {"error": 0.25, "error_kind": "bootstrap sd"}},
+    )
     pooled, single = compared(tmp_path).settings
     assert pooled.seeds == "0, 1, 2 (n=3)"
     assert pooled.numbers[FID].value == pytest.approx(statistics.mean(values))
-    assert pooled.numbers[FID].error == pytest.approx(math.sqrt(sum((v - 1.9) ** 2 for v in values) / 2))
+    assert pooled.numbers[FID].error == pytest.approx(
+        math.sqrt(sum((v - 1.9) ** 2 for v in values) / 2)
+    )
     assert (single.numbers[FID].value, single.numbers[FID].error) == (2.0, 0.25)
     assert (pooled.numbers["test/mig"].value, pooled.numbers["test/mig"].count) == (0.5, 1)
     assert pooled.numbers["parameters"].value == 1234
@@ -145,40 +180,67 @@ def test_best_follows_the_direction(run, tmp_path):
 @pytest.mark.parametrize(
     ("sign", "names"),
     [
-        (-1, "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 bits_per_dim nats_static"),
-        (1, "precision_classifier_360 recall_x coverage_x inception_score_x sap dci_disentanglement"),
+        (
+            -1,
+            "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 bits_per_dim nats_static",
+        ),
+        (
+            1,
+            "precision_classifier_360 recall_x coverage_x inception_score_x sap dci_disentanglement",
+        ),
         (1, "factor_vae_score beta_vae_score psnr_compressed accuracy log_likelihood"),
         (0, "memorised_classifier_360 density_classifier_10k"),  # an honest model has 0.05 and 1
-        (0, "loss elbo kl accuracy_of_classifier fid_floor_classifier_10k active_units rate confident_classifier"),
+        (
+            0,
+            "loss elbo kl accuracy_of_classifier fid_floor_classifier_10k active_units rate confident_classifier",
+        ),
     ],
 )
 def test_directions(sign, names):
-    assert {direction(f"{stage}/{name}") for stage in ("test", "val") for name in names.split()} == {sign}
+    assert {
+        direction(f"{stage}/{name}") for stage in ("test", "val") for name in names.split()
+    } == {sign}
 
 
 def judged(key="abc", n_real=1257, **details):
     """Details of a distance in the features that ``key`` tells."""
-    return {FID: {"context": {"features": "classifier", "features_key": key, "n_real": n_real}, **details}}
+    return {
+        FID: {
+            "context": {"features": "classifier", "features_key": key, "n_real": n_real},
+            **details,
+        }
+    }
 
 
 def test_what_was_not_measured_alike_is_never_ranked(cli, run, tmp_path):
     run("a", numbers={FID: 1.0, "test/mig": 0.1, "test/bits_per_dim_elbo": 3.0}, details=judged())
     run("b", "schedule=linear", numbers={FID: 2.0, "test/mig": 0.2}, details=judged("xyz"))
     found = compared(tmp_path)
-    assert (found.best(FID), found.best("test/mig"), found.best("test/bits_per_dim_elbo")) == (set(), {1}, set())
-    line = "not comparable: features_key differs (abc: diffusion cosine; xyz: diffusion linear): " + FID
+    assert (found.best(FID), found.best("test/mig"), found.best("test/bits_per_dim_elbo")) == (
+        set(),
+        {1},
+        set(),
+    )
+    line = (
+        "not comparable: features_key differs (abc: diffusion cosine; xyz: diffusion linear): "
+        + FID
+    )
     assert line in cli("compare", ".").out
     assert line in (tmp_path / "comparison.md").read_text()
     run("c", "model=vae", "dataset=shapes", numbers={"test/mig": 0.3})
     assert compared(tmp_path).best("test/mig") == set()
-    line = "not comparable: dataset differs (digits: diffusion cosine, diffusion linear; shapes: vae)"
+    line = (
+        "not comparable: dataset differs (digits: diffusion cosine, diffusion linear; shapes: vae)"
+    )
     assert line in cli("compare", ".").out
 
 
 def test_effort_is_told_and_forbids_a_ranking_only_where_it_changes_the_meaning(cli, run, tmp_path):
     bound, flow = "test/bits_per_dim", "test/bits_per_dim_flow"
     for name, steps in (("a", 50), ("b", 100)):
-        details = {bound: {"context": {"timesteps": steps, "estimate": f"vlb_{name}", "seed": steps}}}
+        details = {
+            bound: {"context": {"timesteps": steps, "estimate": f"vlb_{name}", "seed": steps}}
+        }
         details |= {flow: {"context": {"flow_steps": steps, "estimate": "flow"}}}
         words = ("schedule=linear",) if name == "b" else ()
         run(
@@ -194,7 +256,10 @@ def test_effort_is_told_and_forbids_a_ranking_only_where_it_changes_the_meaning(
     assert cli("compare", ".").code == 0
     page = (tmp_path / "comparison.md").read_text()
     assert f"- timesteps 50, 100, estimate vlb_a, vlb_b: `{bound}`" in page
-    assert "not comparable: flow_steps differs (50: diffusion cosine; 100: diffusion linear): " + flow in page
+    assert (
+        "not comparable: flow_steps differs (50: diffusion cosine; 100: diffusion linear): " + flow
+        in page
+    )
     assert "output=a" not in page
 
 
@@ -204,13 +269,20 @@ def test_seeds_that_were_not_measured_alike_have_no_mean(run, tmp_path, changed)
     run("b", seed=1, numbers={FID: 2.0}, details=judged(**changed))
     (setting,) = compared(tmp_path).settings
     assert setting.numbers[FID].value is None
-    assert setting.numbers[FID].reason.startswith("no mean: " + {"key": "features_key"}.get(*changed, *changed))
+    assert setting.numbers[FID].reason.startswith(
+        "no mean: " + {"key": "features_key"}.get(*changed, *changed)
+    )
 
 
 def test_how_it_was_evaluated_is_a_setting(run, tmp_path):
     run("a", numbers={FID: 1.0})
     run("b", seed=1, numbers={FID: 1.0}, context={"sampler": DDIM | {"num_steps": 10}})
-    run("c", seed=2, numbers={FID: 1.0}, context={"sampler": {"_target_": "src.sampler.heun.heun", "num_steps": 10}})
+    run(
+        "c",
+        seed=2,
+        numbers={FID: 1.0},
+        context={"sampler": {"_target_": "src.sampler.heun.heun", "num_steps": 10}},
+    )
     found = compared(tmp_path)
     assert found.choices == {
         "evaluation.sampler": ["ddim", "ddim", "heun"],
@@ -226,7 +298,10 @@ def test_distances_of_training_compare_at_equal_features_and_numbers_only(run, t
     obstacles = compared(tmp_path).obstacles("test/fid_classifier")
     assert obstacles.keys() == {"callback.generation.test_samples"}
     run("d", "features.num_steps=1", final={"test/fid_classifier": 2.0})
-    assert compared(tmp_path).obstacles("test/fid_classifier").keys() == {*obstacles, "features.num_steps"}
+    assert compared(tmp_path).obstacles("test/fid_classifier").keys() == {
+        *obstacles,
+        "features.num_steps",
+    }
     assert compared(tmp_path).best("test/fid_classifier") == set()
 
 
@@ -251,14 +326,22 @@ def test_runs_are_found(run, tmp_path, monkeypatch):
 
 def test_page_and_table_tell_the_same(cli, run, tmp_path):
     kid = "test/kid_classifier_360"
-    details = judged(error=0.1234, error_kind="bootstrap sd") | {kid: {"error": None, "reason": "too | few samples"}}
+    details = judged(error=0.1234, error_kind="bootstrap sd") | {
+        kid: {"error": None, "reason": "too | few samples"}
+    }
     run("a", numbers={FID: 0.98472, kid: None}, details=details, context={"step": 450})
     run("b", "schedule=linear", numbers={FID: 2.0, kid: 0.1}, details=judged(), git="fedcba9+")
     run("c", "schedule=sigmoid", final={"test/loss": 0.5, "val/loss": 0.25})
     done = cli("compare", "a", "b", "c", "--output", "made")
     assert done.code == 0, done
     page = (tmp_path / "made/comparison.md").read_text()
-    for text in ("–¹", "¹ too | few samples", "evaluated at step 450 of 900: a", "±: bootstrap sd", "src.evaluate"):
+    for text in (
+        "–¹",
+        "¹ too | few samples",
+        "evaluated at step 450 of 900: a",
+        "±: bootstrap sd",
+        "src.evaluate",
+    ):
         assert text in done.out
         assert text in page
     assert "* 0.985 ± 0.12" in done.out
@@ -270,15 +353,26 @@ def test_page_and_table_tell_the_same(cli, run, tmp_path):
     assert "val/loss" not in done.out
     rows = list(csv.DictReader(io.StringIO((tmp_path / "made/comparison.csv").read_text())))
     assert [row["schedule"] for row in rows] == ["cosine", "linear", "sigmoid"]
-    assert (float(rows[0][FID]), float(rows[0][f"{FID}_error"]), rows[1][f"{FID}_error"]) == (0.98472, 0.1234, "")
+    assert (float(rows[0][FID]), float(rows[0][f"{FID}_error"]), rows[1][f"{FID}_error"]) == (
+        0.98472,
+        0.1234,
+        "",
+    )
     assert (rows[0][kid], rows[2]["val/loss"], rows[2]["parameters"]) == ("", "0.25", "1234")
 
 
 def test_metrics_are_chosen_and_settings_ordered(run, tmp_path):
     for name, value in (("cosine", 2.0), ("linear", 1.0), ("sigmoid", None), ("quadratic", 3.0)):
-        run(name, f"schedule={name}", numbers={FID: value, "test/mig": value, "test/loss": 1.0, "val/loss": 1.0})
+        run(
+            name,
+            f"schedule={name}",
+            numbers={FID: value, "test/mig": value, "test/loss": 1.0, "val/loss": 1.0},
+        )
     assert compared(tmp_path, "fid*", "val/*").metrics == [FID, "val/loss"]
-    for sort, order in ((FID, "linear cosine quadratic sigmoid"), ("mig", "quadratic cosine linear sigmoid")):
+    for sort, order in (
+        (FID, "linear cosine quadratic sigmoid"),
+        ("mig", "quadratic cosine linear sigmoid"),
+    ):
         found = compared(tmp_path, sort=sort)
         assert [setting.runs[0].path.name for setting in found.settings] == order.split()
         assert found.choices["schedule"] == order.split()
@@ -328,7 +422,11 @@ def test_digits_follow_the_error(value, error, text):
     [
         ([], 2, "RUN"),
         (["a", "--bogus"], 2, "--bogus"),
-        (["a", "--metric", "fud*"], 2, "--metric=fud*: no run has such a metric; there are, for example, test/"),
+        (
+            ["a", "--metric", "fud*"],
+            2,
+            "--metric=fud*: no run has such a metric; there are, for example, test/",
+        ),
         (["a", "--sort", "nope"], 2, "--sort=nope"),
         (["nowhere"], 4, "nowhere: no such run directory"),
         (["empty"], 4, "empty: no run directory"),
@@ -366,7 +464,9 @@ def test_runs_without_numbers(cli, run, tmp_path):
 def test_nothing_heavy_is_read():
     heavy = "{'torch', 'hydra', 'omegaconf', 'matplotlib'}"
     code = f"import sys, src.compare, src.comparison.table; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"
 
 
@@ -378,9 +478,14 @@ def test_further_evaluations_of_a_run_compare_like_runs(run, tmp_path):
         folder.mkdir()
         (folder / "evaluation.json").write_text(json.dumps({FID: 2.0, "context": context}))
     comparison = compare(find_runs([str(first), str(first / "heun")]))
-    assert [setting.label for setting in comparison.settings] == ["diffusion sampler=ddim", "diffusion sampler=heun"]
+    assert [setting.label for setting in comparison.settings] == [
+        "diffusion sampler=ddim",
+        "diffusion sampler=heun",
+    ]
     assert [setting.numbers[FID].value for setting in comparison.settings] == [1.0, 2.0]
-    assert find_runs([str(tmp_path)]) == [tmp_path / "elsewhere", first], "evaluations inside a run are its own matter"
+    assert find_runs([str(tmp_path)]) == [tmp_path / "elsewhere", first], (
+        "evaluations inside a run are its own matter"
+    )
     (tmp_path / "elsewhere" / "evaluation.json").write_text(json.dumps({FID: 2.0, "context": {}}))
     with pytest.raises(DataError, match="not the configuration of a run"):
         compare(find_runs([str(tmp_path / "elsewhere")]))

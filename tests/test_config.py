@@ -58,7 +58,11 @@ def test_experiments_hold_what_their_papers_say(composed):
     ho = composed("experiment=cifar10_ddpm")
     model = build(ho, "model")
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 35.7
-    assert (ho.optimizer.lr, ho.callback.ema.decay, ho.dataset.global_batch_size) == (2e-4, 0.9999, 128)
+    assert (ho.optimizer.lr, ho.callback.ema.decay, ho.dataset.global_batch_size) == (
+        2e-4,
+        0.9999,
+        128,
+    )
     assert ho.dataset.flip
     assert model.schedule.num_timesteps == 1000
     burda = build(composed("experiment=mnist_vae_200"), "model")
@@ -66,7 +70,9 @@ def test_experiments_hold_what_their_papers_say(composed):
     assert sorted(widths) == sorted([200, 200, 2 * 50, 200, 200, 784])
 
 
-@pytest.mark.parametrize("group", ["optimizer", "lr_schedule", "trainer", "logger", "features", "metric", "callback"])
+@pytest.mark.parametrize(
+    "group", ["optimizer", "lr_schedule", "trainer", "logger", "features", "metric", "callback"]
+)
 def test_every_option_of_the_shared_groups_composes(composed, group):
     for option in options(group):
         cfg = composed(f"{group}={option}")
@@ -103,7 +109,9 @@ def test_beta_vae_is_the_vae_with_another_beta(composed):
 
 
 def test_both_halves_of_an_autoencoder_follow_one_setting(composed):
-    model = build(composed("model=vae", "network.encoder.channels=16", "model.latent_dim=3"), "model")
+    model = build(
+        composed("model=vae", "network.encoder.channels=16", "model.latent_dim=3"), "model"
+    )
     assert model.sample(2).shape == (2, 1, 8, 8)
     assert sum(p.numel() for p in model.decoder.parameters()) < 60_000
 
@@ -114,7 +122,10 @@ def test_both_halves_of_an_autoencoder_follow_one_setting(composed):
         (["schedule.num_timesteps=0"], "schedule.num_timesteps=0: "),
         (["schedule=linear", "schedule.beta_end=1.5"], "schedule.beta_end=1.5: "),
         (["schedule=cosine", "schedule.max_beta=2"], "schedule.max_beta=2: "),
-        (["sampler.num_steps=2000"], "sampler.num_steps=2000: must be between 1 and num_timesteps=1000"),
+        (
+            ["sampler.num_steps=2000"],
+            "sampler.num_steps=2000: must be between 1 and num_timesteps=1000",
+        ),
         (["sampler.num_steps=0"], "sampler.num_steps=0: "),
         (["sampler.eta=2"], "sampler.eta=2: "),
         (["sampler=ddpm", "sampler.variance=none"], "sampler.variance=none: "),

@@ -19,7 +19,10 @@ def some_images(num=40):
 def module(batch=12, accumulate=1, world=1, rank=0, **settings):
     data = ImageDataModule(lambda split: some_images(), (1, 2, 3), batch, seed=5, **settings)
     data.trainer = SimpleNamespace(
-        accumulate_grad_batches=accumulate, world_size=world, global_rank=rank, limit_train_batches=1.0
+        accumulate_grad_batches=accumulate,
+        world_size=world,
+        global_rank=rank,
+        limit_train_batches=1.0,
     )
     return data
 
@@ -86,8 +89,15 @@ def test_an_epoch_that_was_left_early_is_followed_by_the_next():
 
 def test_evaluation_keeps_order_and_noise_for_any_number_of_ranks():
     def seen(world):
-        plans = [EvalPlan(40, seed=1, batch_size=7, rank=rank, world_size=world) for rank in range(world)]
-        return sorted((i, s) for plan in plans for indices, seeds in plan for i, s in zip(indices, seeds, strict=True))
+        plans = [
+            EvalPlan(40, seed=1, batch_size=7, rank=rank, world_size=world) for rank in range(world)
+        ]
+        return sorted(
+            (i, s)
+            for plan in plans
+            for indices, seeds in plan
+            for i, s in zip(indices, seeds, strict=True)
+        )
 
     assert [i for i, _ in seen(1)] == list(range(40))
     assert seen(1) == seen(3)
@@ -121,7 +131,9 @@ def test_static_bits_are_those_of_the_data_and_dynamic_ones_of_the_seed():
         return data.batch(split, range(40)).x
 
     assert torch.equal(bits("static"), bits("static", seed=1))
-    assert not torch.equal(bits("static"), bits("static", split="train"))  # the same images with other uniforms
+    assert not torch.equal(
+        bits("static"), bits("static", split="train")
+    )  # the same images with other uniforms
     assert torch.equal(bits("dynamic"), bits("dynamic"))
     assert not torch.equal(bits("dynamic"), bits("dynamic", seed=1))
 
@@ -143,7 +155,11 @@ def test_creating_an_iterator_draws_nothing_from_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    list(ResumableLoader(Batches(some_images(), "train", False, None), TrainPlan(40, 0, 10, (1, 1, 0)), {}, 4))
+    list(
+        ResumableLoader(
+            Batches(some_images(), "train", False, None), TrainPlan(40, 0, 10, (1, 1, 0)), {}, 4
+        )
+    )
     assert torch.equal(torch.rand(1), expected)
 
 

@@ -46,7 +46,9 @@ def no_network(monkeypatch):
 
 
 def config(name, **changes):
-    whole = OmegaConf.create({"dataset": OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")})
+    whole = OmegaConf.create(
+        {"dataset": OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")}
+    )
     return OmegaConf.merge(whole, {"dataset": changes}).dataset
 
 
@@ -64,7 +66,9 @@ def hashes(data):
 
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 def write_mnist(root, name="MNIST", num_train=5020, num_test=30):
@@ -72,7 +76,10 @@ def write_mnist(root, name="MNIST", num_train=5020, num_test=30):
     for prefix, num in (("train", num_train), ("t10k", num_test)):
         images = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
         write_idx(root / name / "raw" / f"{prefix}-images-idx3-ubyte", images)
-        write_idx(root / name / "raw" / f"{prefix}-labels-idx1-ubyte", (np.arange(num) % 10).astype(np.uint8))
+        write_idx(
+            root / name / "raw" / f"{prefix}-labels-idx1-ubyte",
+            (np.arange(num) % 10).astype(np.uint8),
+        )
     return root
 
 
@@ -83,7 +90,10 @@ def write_cifar(root, per_batch=1004):
     folder.mkdir(parents=True)
     batches = {name: per_batch for name, _ in CIFAR10.train_list} | {"test_batch": 30}
     contents = {
-        name: {"data": rng.integers(0, 256, (num, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(num)]}
+        name: {
+            "data": rng.integers(0, 256, (num, 3072), dtype=np.uint8),
+            "labels": [i % 10 for i in range(num)],
+        }
         for name, num in batches.items()
     }
     contents["batches.meta"] = {"label_names": list("abcdefghij")}
@@ -120,7 +130,9 @@ def files(tmp_path_factory):
 @pytest.fixture
 def cifar_md5(files, monkeypatch):
     _, md5 = files
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [[name, md5[name]] for name, _ in CIFAR10.train_list]
+    )
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
 
@@ -135,7 +147,9 @@ def test_yaml_has_the_common_structure(name):
     assert raw["load"]["_partial_"] is True
     assert raw["load"]["root"] == "${dataset.root}"
     own = set(raw) - set(KEYS)
-    assert own == set(raw["load"]) - {"_target_", "_partial_", "root"}, "a key of its own is passed to load"
+    assert own == set(raw["load"]) - {"_target_", "_partial_", "root"}, (
+        "a key of its own is passed to load"
+    )
     assert callable(importlib.import_module(f"src.dataset.{name}").load)
 
 
@@ -211,7 +225,11 @@ def test_fixed_splits_never_change():
 
 def test_digits_cover_the_range_and_have_their_sizes():
     parts = parts_of(digits.load, root=None)
-    assert {split: len(data) for split, data in parts.items()} == {"train": 1257, "val": 180, "test": 360}
+    assert {split: len(data) for split, data in parts.items()} == {
+        "train": 1257,
+        "val": 180,
+        "test": 360,
+    }
     values = parts["train"].images.unique()
     assert torch.equal(values, (torch.arange(17) * 255 / 16).round().to(torch.uint8))
 
@@ -219,7 +237,11 @@ def test_digits_cover_the_range_and_have_their_sizes():
 @pytest.mark.skipif(not (SHARED / "MNIST").is_dir(), reason=f"no MNIST in {SHARED}")
 def test_real_mnist_keeps_the_official_test_set_apart():
     parts = parts_of(mnist.load, root=str(SHARED))
-    assert {split: len(data) for split, data in parts.items()} == {"train": 55_000, "val": 5_000, "test": 10_000}
+    assert {split: len(data) for split, data in parts.items()} == {
+        "train": 55_000,
+        "val": 5_000,
+        "test": 10_000,
+    }
     official = MNIST(str(SHARED), train=False)
     assert torch.equal(parts["test"].images[:, 0], official.data)
     rows = {split: {row.tobytes() for row in data.images.numpy()} for split, data in parts.items()}
@@ -284,7 +306,9 @@ def test_archives_at_hand_are_unpacked_without_a_download(files, tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST"]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"", lambda data: b"<html>" + data])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-100], lambda data: b"", lambda data: b"<html>" + data]
+)
 def test_damaged_mnist_file_is_named(damage, tmp_path):
     broken = write_mnist(tmp_path) / "MNIST" / "raw" / "train-images-idx3-ubyte"
     broken.write_bytes(damage(broken.read_bytes()))
@@ -333,7 +357,9 @@ def test_split_folders_are_used_and_missing_ones_cut_from_train(tmp_path):
     write_pictures(tmp_path / "test" / "b", 5, first=100)
     parts = parts_of(image_folder.load, root=str(tmp_path), image_size=8)
     assert len(parts["test"]) == 5
-    assert parts["test"].labels.tolist() == [1] * 5, "the same class has the same label in every split"
+    assert parts["test"].labels.tolist() == [1] * 5, (
+        "the same class has the same label in every split"
+    )
     assert len(parts["train"]) + len(parts["val"]) == 60
     assert not set(hashes(parts["train"])) & set(hashes(parts["val"]))
     write_pictures(tmp_path / "val" / "a", 3, first=200)
@@ -350,7 +376,8 @@ def test_split_folders_need_train(tmp_path):
 def test_new_files_move_no_other(tmp_path):
     def by_split():
         return {
-            split: set(data.images.paths) for split, data in parts_of(image_folder.load, root=str(tmp_path)).items()
+            split: set(data.images.paths)
+            for split, data in parts_of(image_folder.load, root=str(tmp_path)).items()
         }
 
     write_pictures(tmp_path, 50)
@@ -452,7 +479,9 @@ def chunk(name, data):
 def test_a_small_file_of_a_huge_image_is_refused_before_it_is_decoded(side, message, tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
     rows = zlib.compress(bytes(side // 8 + 1) * 100)
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(tmp_path / "bomb.png", message)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
@@ -473,7 +502,12 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "page.png").write_text("<html>")
-    for name, message in (("pipe", "no ordinary file"), ("lost", "gone"), ("zero", "no ordinary file"), ("page", "")):
+    for name, message in (
+        ("pipe", "no ordinary file"),
+        ("lost", "gone"),
+        ("zero", "no ordinary file"),
+        ("page", ""),
+    ):
         refused(tmp_path / f"{name}.png", message)
 
 
@@ -493,7 +527,11 @@ def test_folders_that_hold_themselves_are_an_error(links, tmp_path):
 def test_an_archive_of_another_content_is_never_unpacked(tmp_path):
     """torchvision extracts without looking at names, but only what has the published MD5."""
     with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
-        for name in ("../escaped", str(tmp_path / "absolute"), f"{CIFAR10.base_folder}/data_batch_1"):
+        for name in (
+            "../escaped",
+            str(tmp_path / "absolute"),
+            f"{CIFAR10.base_folder}/data_batch_1",
+        ):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     with pytest.raises(DataError, match="cannot be downloaded"):
         cifar10.load(str(tmp_path), "train")
@@ -504,7 +542,10 @@ def test_an_archive_of_another_content_is_never_unpacked(tmp_path):
 def test_folder_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match=f"dataset.root={tmp_path / 'nowhere'} is not a folder"):
         image_folder.load(str(tmp_path / "nowhere"), "train")
-    with pytest.raises(DataError, match=rf"dataset.root={tmp_path} holds no image \(.png, .jpg, .jpeg, .webp, .bmp\)"):
+    with pytest.raises(
+        DataError,
+        match=rf"dataset.root={tmp_path} holds no image \(.png, .jpg, .jpeg, .webp, .bmp\)",
+    ):
         image_folder.load(str(tmp_path), "train")
     write_pictures(tmp_path, 1)
     with pytest.raises(DataError, match="none of its 1 images falls into"):
@@ -529,7 +570,9 @@ def centre_of_mass(images):
     weight = images[:, 0].double()
     places = torch.arange(images.shape[-1]) + 0.5
     total = weight.sum((1, 2))
-    return torch.stack([weight.sum(1) @ places.double() / total, weight.sum(2) @ places.double() / total], dim=1)
+    return torch.stack(
+        [weight.sum(1) @ places.double() / total, weight.sum(2) @ places.double() / total], dim=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -555,7 +598,9 @@ def test_factors_regenerate_the_image(sprites):
 def test_one_step_of_x_or_y_moves_the_centre_of_mass_by_one_step(sprites):
     centres = centre_of_mass(sprites["train"].images)
     places = (1 + torch.linspace(-1, 1, 8) * (1 - shapes.RADIUS)) * 16
-    assert (centres - places[sprites["train"].factors[:, 3:]]).abs().max() < 0.1  # a step is 2.7 pixels
+    assert (
+        centres - places[sprites["train"].factors[:, 3:]]
+    ).abs().max() < 0.1  # a step is 2.7 pixels
 
 
 @pytest.mark.parametrize("shape", range(3))
@@ -581,7 +626,10 @@ def test_a_quarter_turn_is_the_picture_turned():
 
 def test_equal_pictures_share_a_split(sprites):
     """Turned squares and ellipses repeat (up to rounding): a copy of a training image is never tested on."""
-    coarse = {split: {row.tobytes() for row in (data.images[:, 0] >= 128).numpy()} for split, data in sprites.items()}
+    coarse = {
+        split: {row.tobytes() for row in (data.images[:, 0] >= 128).numpy()}
+        for split, data in sprites.items()
+    }
     repeats = coarse["train"] & coarse["test"]
     assert len(repeats) <= 0.02 * len(coarse["test"])
 

@@ -26,16 +26,22 @@ NUM_FACTORS = len(SIZES)
 
 
 def noise(num_latents, key="noise"):
-    return randn((len(GRID), num_latents), generator("test_disentanglement", key), dtype=torch.float64)
+    return randn(
+        (len(GRID), num_latents), generator("test_disentanglement", key), dtype=torch.float64
+    )
 
 
 def rotated():
-    rotation, _ = torch.linalg.qr(randn((NUM_FACTORS, NUM_FACTORS), generator("rotation"), dtype=torch.float64))
+    rotation, _ = torch.linalg.qr(
+        randn((NUM_FACTORS, NUM_FACTORS), generator("rotation"), dtype=torch.float64)
+    )
     return PERFECT @ rotation
 
 
 def scores(codes, factors=GRID, **settings):
-    return Disentanglement(**({"num_train": 2000, "num_eval": 1000, "batch_size": 16} | settings))(codes, factors)
+    return Disentanglement(**({"num_train": 2000, "num_eval": 1000, "batch_size": 16} | settings))(
+        codes, factors
+    )
 
 
 def values(codes, factors=GRID):
@@ -48,7 +54,9 @@ def drawn(codes, num=2000, key="points"):
 
 IDENTITIES = {
     "standardised": PERFECT,
-    "permuted, scaled and turned round": PERFECT[:, [2, 0, 3, 1]] * torch.tensor([-3.0, 0.5, 1.0, -1.0]) + 2,
+    "permuted, scaled and turned round": PERFECT[:, [2, 0, 3, 1]]
+    * torch.tensor([-3.0, 0.5, 1.0, -1.0])
+    + 2,
     "beside collapsed latents": torch.cat([PERFECT, 5 + 1e-8 * noise(3)], 1),
 }
 
@@ -97,7 +105,9 @@ def test_mig_against_scikit_learn():
     points = drawn(torch.cat([rotated(), noise(2)], 1))
     edges = [np.histogram(code, 20)[1][:-1] for code in points.codes.T]
     bins = [np.digitize(code, edge) for code, edge in zip(points.codes.T, edges, strict=True)]
-    known = np.array([[mutual_info_score(factor, code) for factor in points.factors.T] for code in bins])
+    known = np.array(
+        [[mutual_info_score(factor, code) for factor in points.factors.T] for code in bins]
+    )
     entropy = [mutual_info_score(factor, factor) for factor in points.factors.T]
     known.sort(axis=0)
     assert mig(points) == pytest.approx(np.mean((known[-1] - known[-2]) / entropy), abs=1e-9)
@@ -108,8 +118,16 @@ def test_mutual_information_by_hand():
     assert mutual_information(a, b) == pytest.approx(0)
     assert mutual_information(a, a) == pytest.approx(np.log(2))
     expected = np.log(4 / 3) / 2 + np.log(2 / 3) / 4 + np.log(2) / 4  # p(a, b) = 1/2, 1/4, 0, 1/4
-    assert mutual_information(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == pytest.approx(expected)
-    assert histogram(np.array([[0.0], [0.49], [0.5], [0.99], [1.0]]), 2).ravel().tolist() == [0, 0, 1, 1, 1]
+    assert mutual_information(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == pytest.approx(
+        expected
+    )
+    assert histogram(np.array([[0.0], [0.49], [0.5], [0.99], [1.0]]), 2).ravel().tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_dci_of_an_importance_matrix_by_hand():
@@ -118,7 +136,9 @@ def test_dci_of_an_importance_matrix_by_hand():
     # the second factor is spread over two of three latents: 1 - log 2 / log 3; each column weighs half
     assert completeness(importance) == pytest.approx((1 + 1 - np.log(2) / np.log(3)) / 2)
     mixed = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.0], [0.0, 0.5]])
-    assert disentanglement(mixed) == pytest.approx(0.5)  # rows weigh 1/2, 1/4, 0, 1/4 and score 0, 1, any, 1
+    assert disentanglement(mixed) == pytest.approx(
+        0.5
+    )  # rows weigh 1/2, 1/4, 0, 1/4 and score 0, 1, any, 1
     assert completeness(mixed) == pytest.approx(0.5)
     assert disentanglement(np.ones((3, 4))) == pytest.approx(0)
 
@@ -129,13 +149,22 @@ def test_importances_are_those_of_gradient_boosting(monkeypatch, rounds, depth, 
     monkeypatch.setattr("src.metric.gradient_boosting.NUM_ROUNDS", rounds)
     monkeypatch.setattr("src.metric.gradient_boosting.DEPTH", depth)
     mixed = PERFECT @ (torch.eye(NUM_FACTORS, dtype=torch.float64) + 0.4)
-    codes = torch.cat([mixed + 0.5 * noise(NUM_FACTORS), noise(2, "more")], 1).mul(12).round()  # < 128 values each
+    codes = (
+        torch.cat([mixed + 0.5 * noise(NUM_FACTORS), noise(2, "more")], 1).mul(12).round()
+    )  # < 128 values each
     train, test = drawn(codes), drawn(codes, 500, "test")
     importance, correct = boosted_importance(train, test)
-    models = [GradientBoostingClassifier(n_estimators=rounds, max_depth=depth, random_state=0) for _ in SIZES]
-    for k, model in enumerate(models):  # test codes that fall between training values may go the other way
+    models = [
+        GradientBoostingClassifier(n_estimators=rounds, max_depth=depth, random_state=0)
+        for _ in SIZES
+    ]
+    for k, model in enumerate(
+        models
+    ):  # test codes that fall between training values may go the other way
         model.fit(train.codes, train.factors[:, k])
-        assert correct[:, k].mean() == pytest.approx(model.score(test.codes, test.factors[:, k]), abs=0.02)
+        assert correct[:, k].mean() == pytest.approx(
+            model.score(test.codes, test.factors[:, k]), abs=0.02
+        )
     expected = np.stack([model.feature_importances_ for model in models], 1)
     np.testing.assert_allclose(importance, expected, rtol=0, atol=tolerance)
     assert disentanglement(importance) == pytest.approx(disentanglement(expected), abs=tolerance)
@@ -147,10 +176,15 @@ def test_sap_of_a_score_matrix_by_hand():
     train, test = drawn(rotated()), drawn(rotated(), key="test")
     accuracy = svm_accuracy(train, test)
     one = LinearSVC(C=0.01, class_weight="balanced").fit(train.codes[:, [2]], train.factors[:, 1])
-    assert accuracy[2, 1] == pytest.approx(one.score(test.codes[:, [2]], test.factors[:, 1]), abs=0.01)
+    assert accuracy[2, 1] == pytest.approx(
+        one.score(test.codes[:, [2]], test.factors[:, 1]), abs=0.01
+    )
     assert sap(train, test) == pytest.approx(top_two_gap(accuracy))
     correlation = np.array(
-        [[np.corrcoef(code, factor)[0, 1] ** 2 for factor in train.factors.T] for code in train.codes.T]
+        [
+            [np.corrcoef(code, factor)[0, 1] ** 2 for factor in train.factors.T]
+            for code in train.codes.T
+        ]
     )
     assert squared_correlation_sap(train) == pytest.approx(top_two_gap(correlation))
 
@@ -171,13 +205,17 @@ def test_batches_share_the_drawn_factor_and_nothing_else():
     same = (levels == levels[:, :1]).all(1)
     assert same[np.arange(len(factor)), factor].all()
     assert same.mean() == pytest.approx(1 / NUM_FACTORS, abs=0.03)  # by chance: 2^-7 and less
-    for k, size in enumerate(SIZES):  # every level of every factor turns up as often as in the table
+    for k, size in enumerate(
+        SIZES
+    ):  # every level of every factor turns up as often as in the table
         share = np.bincount(levels[factor != k][..., k].ravel()) / levels[factor != k][..., k].size
         np.testing.assert_allclose(share, 1 / size, atol=0.03)
     which, first, second = table.pairs(1000, 4, generator("pairs"))
     equal = table.factors[first] == table.factors[second]
     assert equal[np.arange(1000), :, which].all()
-    assert equal.mean() < 0.55  # a quarter by construction, the rest by chance: (1/3 + 1/4 + 1/5 + 1/2) / 4
+    assert (
+        equal.mean() < 0.55
+    )  # a quarter by construction, the rest by chance: (1/3 + 1/4 + 1/5 + 1/2) / 4
 
 
 def test_a_partial_grid_keeps_the_factor_too():
@@ -188,7 +226,9 @@ def test_a_partial_grid_keeps_the_factor_too():
 
 
 def test_pair_differences_are_zero_for_the_shared_factor():
-    differences, factor = pair_differences(FactorTable(PERFECT, GRID), 1500, 8, generator("differences"))
+    differences, factor = pair_differences(
+        FactorTable(PERFECT, GRID), 1500, 8, generator("differences")
+    )
     assert differences[np.arange(1500), factor].max() == 0
     assert differences.mean() > 0.5
 

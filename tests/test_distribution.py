@@ -38,13 +38,18 @@ def test_gaussian_matches_torch():
     torch.testing.assert_close(mine.log_prob(x), theirs.log_prob(x))
     torch.testing.assert_close(mine.kl(other), peer.kl_divergence(theirs, their_other))
     standard = DiagonalGaussian(torch.zeros(3).double(), torch.zeros(3).double())
-    torch.testing.assert_close(mine.kl_to_standard(), peer.kl_divergence(theirs, peer.Normal(0.0, 1.0)))
+    torch.testing.assert_close(
+        mine.kl_to_standard(), peer.kl_divergence(theirs, peer.Normal(0.0, 1.0))
+    )
     torch.testing.assert_close(mine.kl_to_standard(), mine.kl(standard))
     assert (mine.kl(mine) == 0).all()
 
 
 def test_gaussian_samples_have_its_moments_and_gradients():
-    mean, log_var = torch.tensor([0.3, -2.0]).requires_grad_(), torch.tensor([-1.0, 1.5]).requires_grad_()
+    mean, log_var = (
+        torch.tensor([0.3, -2.0]).requires_grad_(),
+        torch.tensor([-1.0, 1.5]).requires_grad_(),
+    )
     sample = DiagonalGaussian(mean.expand(200_000, 2), log_var.expand(200_000, 2)).sample(seeded())
     deviation = (log_var / 2).exp()
     assert ((sample.mean(0) - mean).abs() < 5 * deviation / 200_000**0.5).all()
@@ -57,11 +62,17 @@ def test_gaussian_samples_have_its_moments_and_gradients():
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("sigma", [1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0])
 def test_gaussian_mass_sums_to_one_over_the_256_values(sigma, dtype, allowed):
-    means = torch.cat([torch.linspace(-1.3, 1.3, 31, dtype=torch.float64), torch.tensor([-30.0, 1 / 255, 8.0])])
-    gaussian = DiagonalGaussian(means.to(dtype).unsqueeze(1), torch.tensor(2 * math.log(sigma), dtype=dtype))
+    means = torch.cat(
+        [torch.linspace(-1.3, 1.3, 31, dtype=torch.float64), torch.tensor([-30.0, 1 / 255, 8.0])]
+    )
+    gaussian = DiagonalGaussian(
+        means.to(dtype).unsqueeze(1), torch.tensor(2 * math.log(sigma), dtype=dtype)
+    )
     log_mass = gaussian.log_mass(GREY_LEVELS.to(dtype))
     assert log_mass.max() <= 0
-    torch.testing.assert_close(log_mass.exp().sum(1), torch.ones_like(log_mass[:, 0]), rtol=0, atol=allowed)
+    torch.testing.assert_close(
+        log_mass.exp().sum(1), torch.ones_like(log_mass[:, 0]), rtol=0, atol=allowed
+    )
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
@@ -72,7 +83,9 @@ def test_gaussian_mass_matches_50_digits_in_both_tails(sigma, dtype, allowed):
     mine = DiagonalGaussian(means, torch.tensor(2 * math.log(sigma), dtype=dtype)).log_mass(x)
 
     def exact(x, mean):
-        lower, upper = ((mpmath.mpf(x) + side / mpmath.mpf(255) - mpmath.mpf(mean)) / sigma for side in (-1, 1))
+        lower, upper = (
+            (mpmath.mpf(x) + side / mpmath.mpf(255) - mpmath.mpf(mean)) / sigma for side in (-1, 1)
+        )
         if lower > 0:
             lower, upper = -upper, -lower
         with mpmath.workdps(50):
@@ -82,22 +95,34 @@ def test_gaussian_mass_matches_50_digits_in_both_tails(sigma, dtype, allowed):
                 return float(mpmath.log(mpmath.erfc(-side / mpmath.sqrt(2)) / 2))
             return float(mpmath.log(tails[1] - tails[0]))
 
-    expected = torch.tensor([[exact(a, b) for b in means.tolist()] for a in x.flatten().tolist()], dtype=dtype)
+    expected = torch.tensor(
+        [[exact(a, b) for b in means.tolist()] for a in x.flatten().tolist()], dtype=dtype
+    )
     torch.testing.assert_close(mine, expected, rtol=allowed, atol=10 * allowed)
 
 
 def test_gaussian_mass_of_a_narrow_bin_is_density_times_width():
-    model, output, x = Gaussian(0.7), 0.3 * draw(6, 2, 3, 3), 0.9 * images()  # inside, where no bin is open
+    model, output, x = (
+        Gaussian(0.7),
+        0.3 * draw(6, 2, 3, 3),
+        0.9 * images(),
+    )  # inside, where no bin is open
     per_pixel = (model.log_mass(output, x) - model.log_prob(output, x)) / 18
-    torch.testing.assert_close(per_pixel, torch.full((6,), math.log(2 / 255)).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        per_pixel, torch.full((6,), math.log(2 / 255)).double(), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["gaussian", "logistic", "bernoulli"])
 def test_mass_is_the_probability_of_discrete_values(name):
     model, output = build("likelihood", name, shape=(1, 3, 3)).double(), draw(6, 1, 3, 3)
-    levels, scale = (torch.tensor([-1.0, 1.0]), "bits") if name == "bernoulli" else (GREY_LEVELS, "8-bit")
+    levels, scale = (
+        (torch.tensor([-1.0, 1.0]), "bits") if name == "bernoulli" else (GREY_LEVELS, "8-bit")
+    )
     assert model.discrete_scale == scale
-    masses = torch.stack([model.log_mass(output[:, :, :1, :1], torch.full((6, 1, 1, 1), v).double()) for v in levels])
+    masses = torch.stack(
+        [model.log_mass(output[:, :, :1, :1], torch.full((6, 1, 1, 1), v).double()) for v in levels]
+    )
     torch.testing.assert_close(masses.exp().sum(0), torch.ones(6).double())
     x = images(shape=(1, 3, 3)).sign()
     pixels = [model.log_mass(output[..., i : i + 1], x[..., i : i + 1]) for i in range(3)]
@@ -105,7 +130,9 @@ def test_mass_is_the_probability_of_discrete_values(name):
 
 
 def test_bits_are_asked_for_where_a_probability_is():
-    with pytest.raises(ValueError, match=r"bits only, train with dataset\.binarize=dynamic or static$"):
+    with pytest.raises(
+        ValueError, match=r"bits only, train with dataset\.binarize=dynamic or static$"
+    ):
         Bernoulli().log_mass(draw(6, 2, 3, 3), images())
 
 
@@ -117,7 +144,9 @@ def test_likelihood_contract(likelihood):
     log_prob = model.log_prob(output, x)
     assert log_prob.shape == (6,)
     pixels = [model.log_prob(output[:, :, :, i : i + 1], x[:, :, :, i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(log_prob, sum(pixels))  # pixels are independent and summed, images are not mixed
+    torch.testing.assert_close(
+        log_prob, sum(pixels)
+    )  # pixels are independent and summed, images are not mixed
     assert model.mean(output).shape == x.shape
     assert model.mean(100 * output).abs().max() <= 1
     assert isinstance(model.scale, str)
@@ -142,7 +171,9 @@ def test_likelihood_stays_finite_with_gradients_at_extremes(likelihood):
 def test_bernoulli_matches_torch_on_bits():
     logits, bits = draw(6, 2, 3, 3), (draw(6, 2, 3, 3, seed=1) > 0).double()
     theirs = peer.Bernoulli(logits=logits)
-    torch.testing.assert_close(Bernoulli().log_prob(logits, 2 * bits - 1), theirs.log_prob(bits).sum((1, 2, 3)))
+    torch.testing.assert_close(
+        Bernoulli().log_prob(logits, 2 * bits - 1), theirs.log_prob(bits).sum((1, 2, 3))
+    )
     torch.testing.assert_close(Bernoulli().mean(logits), 2 * theirs.mean - 1)
 
 
@@ -179,9 +210,13 @@ def logistic(log_scale, dtype):
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("log_scale", [-7.0, -5.0, -3.0, -1.0, 0.0, 2.0])
 def test_logistic_sums_to_one_over_the_256_values(log_scale, dtype, allowed):
-    means = torch.cat([torch.linspace(-1.3, 1.3, 31, dtype=torch.float64), torch.tensor([-30.0, 1 / 255, 8.0])])
+    means = torch.cat(
+        [torch.linspace(-1.3, 1.3, 31, dtype=torch.float64), torch.tensor([-30.0, 1 / 255, 8.0])]
+    )
     output, x = torch.meshgrid(means.to(dtype), GREY_LEVELS.to(dtype), indexing="ij")
-    log_prob = logistic(log_scale, dtype).log_prob(output.reshape(-1, 1, 1, 1), x.reshape(-1, 1, 1, 1))
+    log_prob = logistic(log_scale, dtype).log_prob(
+        output.reshape(-1, 1, 1, 1), x.reshape(-1, 1, 1, 1)
+    )
     total = log_prob.view(len(means), 256).exp().sum(1)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=allowed)
 
@@ -196,14 +231,19 @@ def test_logistic_is_the_difference_of_cdfs(log_scale):
     )
     upper, lower = base.cdf(GREY_LEVELS + 1 / 255), base.cdf(GREY_LEVELS - 1 / 255)
     upper[-1], lower[0] = 1, 0  # the outer bins are open
-    mine = logistic(log_scale, torch.float64).log_prob(output.view(-1, 1, 1, 1), GREY_LEVELS.view(-1, 1, 1, 1))
+    mine = logistic(log_scale, torch.float64).log_prob(
+        output.view(-1, 1, 1, 1), GREY_LEVELS.view(-1, 1, 1, 1)
+    )
     torch.testing.assert_close(mine.exp(), upper - lower, rtol=1e-9, atol=1e-15)
 
 
 def test_logistic_has_one_scale_per_channel():
     model, output, x = Logistic(2).double(), draw(6, 2, 3, 3), images()
     model.log_scale.data[:, 0, 0] = torch.tensor([-1.0, -3.0])
-    apart = [logistic(s, torch.float64).log_prob(output[:, [i]], x[:, [i]]) for i, s in enumerate((-1.0, -3.0))]
+    apart = [
+        logistic(s, torch.float64).log_prob(output[:, [i]], x[:, [i]])
+        for i, s in enumerate((-1.0, -3.0))
+    ]
     torch.testing.assert_close(model.log_prob(output, x), sum(apart))
 
 

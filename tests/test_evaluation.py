@@ -50,7 +50,9 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
     floor = card["details"]["test/fid_floor_classifier_360"]["context"]
     assert (floor["split"], floor["held_out"], floor["n_held_out"]) == ("train", "test", 360)
     for name in numbers(card):
-        basis = {key: card["details"][name]["context"].get(key) for key in ("weights", "seed", "split")}
+        basis = {
+            key: card["details"][name]["context"].get(key) for key in ("weights", "seed", "split")
+        }
         if "accuracy_of" not in name:
             assert None not in basis.values(), (name, basis)
     assert card["details"]["test/bits_per_dim_flow"]["context"]["flow_steps"] == 1
@@ -58,7 +60,9 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
     best = card["details"]["test/bits_per_dim"]["context"]["estimate"]
     assert best.startswith("vlb_")
     assert card["test/bits_per_dim"] == card[f"test/bits_per_dim_{best}"]
-    assert {"score.flow_steps=1", "sampler.num_steps=4", "num_samples=300"} <= set(card["context"]["overrides"])
+    assert {"score.flow_steps=1", "sampler.num_steps=4", "num_samples=300"} <= set(
+        card["context"]["overrides"]
+    )
     assert card["test/bits_per_dim_vlb_large"] * 64 * np.log(2) == pytest.approx(
         card["test/rate_large"] + card["test/distortion_large"], rel=1e-4
     )
@@ -85,14 +89,24 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
     assert not list(run.glob(".shards*"))
     again = evaluated(cli, run, *words)[1]
     assert numbers(again) == numbers(card)
-    for name in ("evaluation-1.json", "evaluation-1.md", "evaluation-bound-1.png"):  # the first is not lost
+    for name in (
+        "evaluation-1.json",
+        "evaluation-1.md",
+        "evaluation-bound-1.png",
+    ):  # the first is not lost
         assert (run / name).exists(), name
     assert numbers(json.loads((run / "evaluation-1.json").read_text())) == numbers(card)
 
 
 def test_repeats_give_mean_and_spread(cli, small, trained):  # noqa: F811
     run = trained(cli, small, "vae", "model=vae")
-    words = ["score=null", "metric=fast", "features=pixels", "num_samples=40", "metric.num_repeats=3"]
+    words = [
+        "score=null",
+        "metric=fast",
+        "features=pixels",
+        "num_samples=40",
+        "metric.num_repeats=3",
+    ]
     done, card = evaluated(cli, run, *words)
     details = card["details"]["test/fid_pixels_40"]
     assert details["error_kind"] == "sd over 3 repeats"
@@ -107,7 +121,13 @@ def test_repeats_give_mean_and_spread(cli, small, trained):  # noqa: F811
 
 def test_names_carry_the_number_of_images_really_used(cli, small, trained):  # noqa: F811
     run = trained(cli, small, "vae", "model=vae")
-    words = ["score=null", "latents=false", "metric=full", "features=pixels", "metric.measures.kid.max_images=50"]
+    words = [
+        "score=null",
+        "latents=false",
+        "metric=full",
+        "features=pixels",
+        "metric.measures.kid.max_images=50",
+    ]
     _, card = evaluated(cli, run, *words)
     assert {"test/kid_pixels_50", "test/fid_pixels_300", "test/memorised_pixels_300"} <= card.keys()
     assert not any(name.startswith(("test/active_units", "test/kl_per")) for name in card)
@@ -129,11 +149,19 @@ def test_a_vae_has_likelihood_and_latents(cli, small, trained):  # noqa: F811
 
 
 def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
-    run = trained(cli, small, "bits", "model=vae", "likelihood=bernoulli", "dataset.binarize=static")
+    run = trained(
+        cli, small, "bits", "model=vae", "likelihood=bernoulli", "dataset.binarize=static"
+    )
     _, card = evaluated(cli, run, "metric=none", "score.importance_samples=10")
     assert card["test/nats_static_iwae_10"] > 0
-    assert "not on the 8-bit scale" in card["details"]["test/nats_static_iwae_10"]["context"]["values"]
-    grey = doctored(run, run / "grey.ckpt", lambda checkpoint: checkpoint["config"]["dataset"].update(binarize=None))
+    assert (
+        "not on the 8-bit scale" in card["details"]["test/nats_static_iwae_10"]["context"]["values"]
+    )
+    grey = doctored(
+        run,
+        run / "grey.ckpt",
+        lambda checkpoint: checkpoint["config"]["dataset"].update(binarize=None),
+    )
     _, card = evaluated(cli, grey, "metric=none", output=run / "grey")
     line = "likelihood skipped: Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static"
     assert line in card["notes"]
@@ -143,8 +171,13 @@ def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
 def test_the_seed_of_an_evaluation_decides_not_that_of_the_run(cli, small, trained, how):  # noqa: F811
     run = trained(cli, small, how, "model=vae", "likelihood=bernoulli", f"dataset.binarize={how}")
     words = ["metric=none", "score.importance_samples=2"]
-    other = doctored(run, run / "other.ckpt", lambda checkpoint: checkpoint["config"].update(seed=77))
-    cards = [evaluated(cli, path, *words, output=run / name)[1] for path, name in ((run, "a"), (other, "b"))]
+    other = doctored(
+        run, run / "other.ckpt", lambda checkpoint: checkpoint["config"].update(seed=77)
+    )
+    cards = [
+        evaluated(cli, path, *words, output=run / name)[1]
+        for path, name in ((run, "a"), (other, "b"))
+    ]
     assert numbers(cards[0]) == numbers(cards[1])
     seed = evaluated(cli, run, *words, "seed=5", output=run / "c")[1]
     assert seed[f"test/nats_{how}_elbo"] != cards[0][f"test/nats_{how}_elbo"]
@@ -162,21 +195,36 @@ def test_what_a_model_cannot_do_is_skipped_with_a_line(cli, small, trained):  # 
 
 
 def test_known_factors_are_looked_for(cli, small, trained, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0))
+    monkeypatch.setattr(
+        "src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0)
+    )
     sizes = "dataset.factor_sizes=[2,2,3,4,4]"
-    run = trained(cli, small, "shapes", "model=vae", "dataset=shapes", "dataset.image_size=8", sizes)
+    run = trained(
+        cli, small, "shapes", "model=vae", "dataset=shapes", "dataset.image_size=8", sizes
+    )
     _, card = evaluated(cli, run, "metric=none", "score=null")
     for name in ("mig", "sap", "dci_disentanglement", "factor_vae_score", "beta_vae_score"):
         assert 0 <= card[f"test/{name}"] <= 1
     assert "test/mig" not in evaluated(cli, run, "metric=none", "score=null", "latents=false")[1]
 
 
-def test_codes_are_those_of_the_images_that_the_model_was_trained_on(cli, small, trained, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0))
-    words = ["dataset=shapes", "dataset.image_size=8", "dataset.factor_sizes=[2,2,3,4,4]", "dataset.binarize=static"]
+def test_codes_are_those_of_the_images_that_the_model_was_trained_on(
+    cli, small, trained, monkeypatch
+):  # noqa: F811
+    monkeypatch.setattr(
+        "src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0)
+    )
+    words = [
+        "dataset=shapes",
+        "dataset.image_size=8",
+        "dataset.factor_sizes=[2,2,3,4,4]",
+        "dataset.binarize=static",
+    ]
     run = trained(cli, small, "shapes bits", "model=vae", "likelihood=bernoulli", *words)
     seen, batch = [], ImageDataModule.batch
-    monkeypatch.setattr(ImageDataModule, "batch", lambda *a: seen.append((a[1], batch(*a).x)) or batch(*a))
+    monkeypatch.setattr(
+        ImageDataModule, "batch", lambda *a: seen.append((a[1], batch(*a).x)) or batch(*a)
+    )
     evaluated(cli, run, "metric=none", "score=null")
     assert {split for split, _ in seen} == {"train", "val", "test"}
     assert all(set(x.unique().tolist()) <= {-1.0, 1.0} for _, x in seen)
@@ -189,14 +237,25 @@ def test_every_metric_option_can_be_composed(composed, metric):
 
 def test_two_ranks_evaluate_as_one(cli, small, trained, tmp_path):  # noqa: F811
     run = trained(cli, small, "ddpm", "model=ddpm")
-    words = [f"ckpt_path={run}", *FAST, "batch_size=64", "sampler=dpm_solver", "sampler.num_steps=3", "metric=fast"]
+    words = [
+        f"ckpt_path={run}",
+        *FAST,
+        "batch_size=64",
+        "sampler=dpm_solver",
+        "sampler.num_steps=3",
+        "metric=fast",
+    ]
     assert cli("evaluate", *words, f"output={tmp_path}/one").code == 0
     words += ["trainer.strategy=ddp", "trainer.devices=2", f"output={tmp_path}/two"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "src.evaluate", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment
+    )
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")
+    )
     assert two["context"]["processes"] == 2
     for name in numbers(one):
         loss = name.rpartition("/")[2] in ("loss", "mse")  # sums of batches of other sizes

@@ -60,7 +60,9 @@ def test_a_model_of_nan_has_nulls_with_reasons_and_the_floor(cli, small, trained
     words = ["features=pixels", "metric.measures.kid.max_images=50", "score.importance_samples=2"]
     words += ["sampler=ddim", "sampler.num_steps=2"] if model == "ddpm" else []
     healthy = evaluated(cli, run, *words, output=tmp_path / "healthy")[1]
-    broken = evaluated(cli, doctored(run, tmp_path / "nan.ckpt", _poison), *words, output=tmp_path / "broken")[1]
+    broken = evaluated(
+        cli, doctored(run, tmp_path / "nan.ckpt", _poison), *words, output=tmp_path / "broken"
+    )[1]
     floor = "test/fid_floor_pixels_360"
     assert broken[floor] == healthy[floor] > 0
     codes = {"test/active_units", "test/num_latents", "test/kl"}  # left out, with a note
@@ -74,9 +76,18 @@ def test_a_model_of_nan_has_nulls_with_reasons_and_the_floor(cli, small, trained
 
 def test_a_test_split_of_one_image(cli, small, tmp_path):
     words = pictures(tmp_path / "images", train=20, val=1, test=1)
-    assert cli("train", *small, *words, "model=vae", "callback.generation=null", "hydra.run.dir=run").code == 0
-    _, card = evaluated(cli, tmp_path / "run", "features=pixels", "num_samples=null", "score.num_images=null")
-    assert card["test/fid_pixels_2"] > 0  # as many as the test split has, but enough for a covariance
+    assert (
+        cli(
+            "train", *small, *words, "model=vae", "callback.generation=null", "hydra.run.dir=run"
+        ).code
+        == 0
+    )
+    _, card = evaluated(
+        cli, tmp_path / "run", "features=pixels", "num_samples=null", "score.num_images=null"
+    )
+    assert (
+        card["test/fid_pixels_2"] > 0
+    )  # as many as the test split has, but enough for a covariance
     assert card["test/fid_floor_pixels_1"] is None
     reason = card["details"]["test/fid_floor_pixels_1"]["reason"]
     assert reason == "a covariance needs 2 or more images, it got 1"
@@ -87,11 +98,18 @@ def test_a_test_split_of_one_image(cli, small, tmp_path):
 def test_a_training_split_of_one_image_and_none_of_labels(cli, small, tmp_path):
     small = [word for word in small if "global_batch_size" not in word]
     words = [*pictures(tmp_path / "images", train=1, val=1, test=3), "dataset.global_batch_size=1"]
-    assert cli("train", *small, *words, "model=vae", "callback.generation=null", "hydra.run.dir=run").code == 0
+    assert (
+        cli(
+            "train", *small, *words, "model=vae", "callback.generation=null", "hydra.run.dir=run"
+        ).code
+        == 0
+    )
     done = cli("evaluate", "ckpt_path=run", *FAST, "features=pixels")
     assert (done.code, done.err.count("\n")) == (3, 1)
     assert "the training split has 1 image" in done.err
-    (tmp_path / "images" / "train" / "more.png").write_bytes((tmp_path / "images/test/0.png").read_bytes())
+    (tmp_path / "images" / "train" / "more.png").write_bytes(
+        (tmp_path / "images/test/0.png").read_bytes()
+    )
     done = cli("evaluate", "ckpt_path=run", *FAST)
     assert (done.code, done.err.count("\n")) == (3, 1)
     assert "features=pixels, features=inception, or metric=none" in done.err
@@ -99,7 +117,9 @@ def test_a_training_split_of_one_image_and_none_of_labels(cli, small, tmp_path):
         evaluated(cli, tmp_path / "run", "score=null", advice)
 
 
-def test_an_output_that_cannot_be_written_is_noticed_first(cli, small, trained, tmp_path, monkeypatch):  # noqa: F811
+def test_an_output_that_cannot_be_written_is_noticed_first(
+    cli, small, trained, tmp_path, monkeypatch
+):  # noqa: F811
     run = trained(cli, small, "vae", "model=vae")
     monkeypatch.setattr(Evaluation, "card", lambda self: pytest.fail("measured"))
     (tmp_path / "file").write_text("")
@@ -108,7 +128,14 @@ def test_an_output_that_cannot_be_written_is_noticed_first(cli, small, trained, 
         assert done.code == 5, done
         assert f"output={place}" in done.err
         assert done.err.count("\n") == 1
-    done = cli("evaluate", f"ckpt_path={run}", *FAST, f"output={tmp_path}/new", "dataset.root=3", "metric=nope")
+    done = cli(
+        "evaluate",
+        f"ckpt_path={run}",
+        *FAST,
+        f"output={tmp_path}/new",
+        "dataset.root=3",
+        "metric=nope",
+    )
     assert (done.code, (tmp_path / "new").exists()) == (2, False)
 
 
@@ -123,7 +150,10 @@ def test_the_home_directory_is_known(cli, small, trained, tmp_path, monkeypatch)
 def test_what_samples_nothing_needs_no_weights(cli, small, trained, tmp_path):  # noqa: F811
     words = ["features=inception", f"features.weights={tmp_path}/none.pth", "score=null"]
     assert "test/loss" in evaluated(cli, trained(cli, small, "ae", "model=ae"), *words)[1]
-    assert "test/loss" in evaluated(cli, trained(cli, small, "vae", "model=vae"), *words, "metric=none")[1]
+    assert (
+        "test/loss"
+        in evaluated(cli, trained(cli, small, "vae", "model=vae"), *words, "metric=none")[1]
+    )
 
 
 @pytest.mark.parametrize("value", ["a=b, c/é.pth", "it's", "{x}", "1"])

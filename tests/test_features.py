@@ -18,7 +18,9 @@ from src.noise import generator
 
 
 def random_images(num, channels=1, size=8, key="images"):
-    return torch.randint(0, 256, (num, channels, size, size), generator=generator(key), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (num, channels, size, size), generator=generator(key), dtype=torch.uint8
+    )
 
 
 def quick(cache_dir=None, num_steps=3, images=None, labels=None):
@@ -74,7 +76,11 @@ def test_features_are_frozen_whatever_the_surroundings():
     [
         (torch.zeros(2, 1, 8, 8), TypeError, "images are torch.float32: features take uint8"),
         (np.zeros((2, 1, 8, 8)), TypeError, "images are ndarray"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), ValueError, r"shape \(1, 8, 8\): features take \(B, C, H, W\)"),
+        (
+            torch.zeros(1, 8, 8, dtype=torch.uint8),
+            ValueError,
+            r"shape \(1, 8, 8\): features take \(B, C, H, W\)",
+        ),
     ],
 )
 def test_only_uint8_batches_are_taken(images, error, message):
@@ -100,7 +106,9 @@ def test_pixels_are_the_images_without_loss():
     assert values.shape == (5, features.num_features) == (5, 192)
     assert torch.equal((values * 127.5 + 127.5).round().to(torch.uint8), images.flatten(1))
     distance = (images[0].double() - images[1].double()).square().sum() / 127.5**2
-    torch.testing.assert_close((values[0] - values[1]).square().sum().double(), distance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        (values[0] - values[1]).square().sum().double(), distance, rtol=1e-5, atol=0
+    )
     assert features.fit(images, None) is None
     assert not isinstance(features, CanClassify | HasAccuracy)
 
@@ -118,8 +126,13 @@ def test_large_images_are_averaged_over_blocks():
 
 
 def test_pixels_key_and_misuse():
-    assert Pixels((1, 8, 8)).key == Pixels([1, 8, 8]).key == Pixels((1, 8, 8), max_size=16).key  # the same numbers
-    assert len({Pixels((1, 8, 8), max_size=size).key for size in (8, 4)} | {Pixels((1, 4, 16)).key}) == 3
+    assert (
+        Pixels((1, 8, 8)).key == Pixels([1, 8, 8]).key == Pixels((1, 8, 8), max_size=16).key
+    )  # the same numbers
+    assert (
+        len({Pixels((1, 8, 8), max_size=size).key for size in (8, 4)} | {Pixels((1, 4, 16)).key})
+        == 3
+    )
     with pytest.raises(ValueError, match=r"set up for images \(1, 8, 8\), these are \(1, 4, 16\)"):
         Pixels((1, 8, 8))(random_images(2).view(2, 1, 4, 16))
     with pytest.raises(ConfigError, match=r"shape=\(8, 8\): must be channels, height, width"):
@@ -183,7 +196,10 @@ def test_training_is_a_function_of_the_data_and_leaves_global_state_alone():
     first = quick()
     torch.manual_seed(3)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):  # as inside a validation
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):  # as inside a validation
         second = quick()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_num_threads() == threads
@@ -238,7 +254,9 @@ def test_damaged_cache_is_replaced(damage, tmp_path, caplog):
         file.write_bytes(whole[:middle])
     elif damage == "flipped":
         file.write_bytes(
-            whole[:middle] + bytes(255 - byte for byte in whole[middle : middle + 64]) + whole[middle + 64 :]
+            whole[:middle]
+            + bytes(255 - byte for byte in whole[middle : middle + 64])
+            + whole[middle + 64 :]
         )
     else:
         file.write_bytes(damage)

@@ -20,7 +20,10 @@ def repeated(scale, shift, num_real, num_fake, repeats):
     def draw(num):
         return torch.randn(num, len(DEVIATIONS), generator=random, dtype=torch.float64) * DEVIATIONS
 
-    found = [Fid()(Samples(Reference(draw(num_real)), scale * draw(num_fake) + shift)) for _ in range(repeats)]
+    found = [
+        Fid()(Samples(Reference(draw(num_real)), scale * draw(num_fake) + shift))
+        for _ in range(repeats)
+    ]
     values = torch.tensor([[each["fid"].value, each["fid_corrected"].value or 0] for each in found])
     return values, torch.tensor([each["fid"].error for each in found])
 
@@ -52,7 +55,9 @@ def test_correction_holds_where_the_distributions_differ(scale):
     assert abs(corrected) < 0.15 * raw  # standard error 3 to 5 %
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.8, 0.0), (1.0, 0.2), (1.3, 0.1), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(1.0, 0.0), (0.8, 0.0), (1.0, 0.2), (1.3, 0.1), (0.0, 0.1)]
+)
 def test_error_is_the_spread_over_repetitions(scale, shift):
     values, errors = repeated(scale, shift, num_real=600, num_fake=200, repeats=150)
     for sd in values.std(dim=0).tolist():
@@ -79,8 +84,14 @@ def test_error_uses_the_derivative_of_the_distance():
 
     ones = [torch.ones(len(z), dtype=torch.float64) for z in (x, y)]
     sides = (
-        (lambda weights: distance(Moments(*moments(x, weights)), Moments(*moments(y, ones[1]))), 200),
-        (lambda weights: distance(Moments(*moments(x, ones[0])), Moments(*moments(y, weights))), 150),
+        (
+            lambda weights: distance(Moments(*moments(x, weights)), Moments(*moments(y, ones[1]))),
+            200,
+        ),
+        (
+            lambda weights: distance(Moments(*moments(x, ones[0])), Moments(*moments(y, weights))),
+            150,
+        ),
     )
     first_order = 0.0
     for of, n in sides:
@@ -91,7 +102,9 @@ def test_error_uses_the_derivative_of_the_distance():
     _, second_order = covariance_part(coupling(a, b)[0], 200, 150)
     second_order += 2 * float((a.cov / 200 + b.cov / 150).square().sum())
     _, error = bias_and_error(Reference(x), Reference(y), *coupling(a, b))
-    assert error**2 == pytest.approx(first_order - second_order, rel=0.03)  # weights count n, the covariance n - 1
+    assert error**2 == pytest.approx(
+        first_order - second_order, rel=0.03
+    )  # weights count n, the covariance n - 1
 
 
 def test_corrected_needs_four_images_per_feature_on_both_sides():
@@ -102,7 +115,9 @@ def test_corrected_needs_four_images_per_feature_on_both_sides():
     assert few["fid_corrected"].reason == "needs N >= 4 d = 32 images, there are 31 generated"
     assert few["fid"].value > 0
     enough = Fid()(Samples(real, x[200:232]))
-    assert enough["fid"].value - enough["fid_corrected"].value == pytest.approx(enough["fid_corrected"].context["bias"])
+    assert enough["fid"].value - enough["fid_corrected"].value == pytest.approx(
+        enough["fid_corrected"].context["bias"]
+    )
     other = Fid()(Samples(Reference(x[:31]), x[200:]))
     assert other["fid_corrected"].reason.endswith("there are 31 real")
 
@@ -131,6 +146,8 @@ def test_a_pair_of_covariances_is_decomposed_once(monkeypatch):
 def test_collapsed_images_have_a_distance():
     x = torch.randn(100, 4, generator=generator("collapsed"), dtype=torch.float64)
     found = Fid()(Samples(Reference(x), torch.ones(50, 4)))
-    assert found["fid"].value == pytest.approx(float((x.mean(0) - 1).square().sum() + x.T.cov().trace()))
+    assert found["fid"].value == pytest.approx(
+        float((x.mean(0) - 1).square().sum() + x.T.cov().trace())
+    )
     assert found["fid_corrected"].context["bias"] == pytest.approx(float(x.T.cov().trace()) / 100)
     assert found["fid"].error > 0

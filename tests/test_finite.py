@@ -23,21 +23,33 @@ def finite(content):
 
 
 @pytest.mark.parametrize(
-    ("model", "variant", "where"), [("ddpm", "plain", "batch_start"), ("vae", "accumulated", "after_backward")]
+    ("model", "variant", "where"),
+    [("ddpm", "plain", "batch_start"), ("vae", "accumulated", "after_backward")],
 )
 def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, model, variant, where):
     run_dir = tmp_path / "run"
-    command = [*words(model, variant), f"hydra.run.dir={run_dir}", "resume=auto", "callback.checkpoint.every_steps=1"]
+    command = [
+        *words(model, variant),
+        f"hydra.run.dir={run_dir}",
+        "resume=auto",
+        "callback.checkpoint.every_steps=1",
+    ]
     done = zygote.run("train", *command, fault(7, where, "poison"))
     assert done.code == 6
-    assert re.fullmatch(r"error: train/loss=\S+ or its gradient at step 7 \(optimizer.lr=\S+, images .*\n", done.err), (
-        done.err
+    assert re.fullmatch(
+        r"error: train/loss=\S+ or its gradient at step 7 \(optimizer.lr=\S+, images .*\n", done.err
+    ), done.err
+    assert read_checkpoint(run_dir)["global_step"] == 7, (
+        "the state before the step is the last good one"
     )
-    assert read_checkpoint(run_dir)["global_step"] == 7, "the state before the step is the last good one"
     assert all(finite(read_checkpoint(path)) for path in (run_dir / "checkpoints").glob("*.ckpt"))
     record = json.loads((run_dir / "nonfinite-00000007" / "record.json").read_text())
     batches = torch.load(run_dir / "nonfinite-00000007" / "batch.pt", weights_only=True)
-    assert (record["step"], len(record["losses"])) == (7, len(batches)) == (7, 4 if variant == "accumulated" else 1)
+    assert (
+        (record["step"], len(record["losses"]))
+        == (7, len(batches))
+        == (7, 4 if variant == "accumulated" else 1)
+    )
     assert (record["losses"][-1] is None) == (where == "batch_start")
     images = record["images"][-1]
     assert len(images["indices"]) == len(images["noise_keys"]) == len(batches[-1][0])
@@ -49,7 +61,10 @@ def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, mod
     assert "trainer.max_steps=12" in record["replay"]
     assert zygote.run("train", *command).code == 0, "without the fault the same command goes on"
     assert (
-        differences(read_checkpoint(run_dir)["state_dict"], read_checkpoint(unbroken(model, variant))["state_dict"])
+        differences(
+            read_checkpoint(run_dir)["state_dict"],
+            read_checkpoint(unbroken(model, variant))["state_dict"],
+        )
         == []
     )
 
@@ -61,9 +76,13 @@ def test_skipping_leaves_the_weights_alone_and_goes_on(zygote, tmp_path):
         "callback.checkpoint.every_steps=1",
         "callback.checkpoint.keep=20",
     ]
-    done = zygote.run("train", *command, f"hydra.run.dir={tmp_path / 'run'}", fault(7, "after_backward", "poison"))
+    done = zygote.run(
+        "train", *command, f"hydra.run.dir={tmp_path / 'run'}", fault(7, "after_backward", "poison")
+    )
     assert done.code == 0, done.err
-    before, after, later = (read_checkpoint(tmp_path / "run" / f"checkpoints/step-{n:08d}.ckpt") for n in (7, 8, 9))
+    before, after, later = (
+        read_checkpoint(tmp_path / "run" / f"checkpoints/step-{n:08d}.ckpt") for n in (7, 8, 9)
+    )
     assert differences(before["state_dict"], after["state_dict"]) == []
     assert len(differences(after["state_dict"], later["state_dict"])) > 3
     assert finite(later)
@@ -72,7 +91,10 @@ def test_skipping_leaves_the_weights_alone_and_goes_on(zygote, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
-    content = {"state_dict": {"model.a": torch.ones(3), "model.b": torch.tensor([1.0, float("inf")])}, "global_step": 5}
+    content = {
+        "state_dict": {"model.a": torch.ones(3), "model.b": torch.tensor([1.0, float("inf")])},
+        "global_step": 5,
+    }
     with pytest.raises(NonFiniteError, match=r"model\.b: holds NaN or infinity after step 5"):
         AtomicCheckpointIO({}).save_checkpoint(content, tmp_path / "step.ckpt")
     assert not list(tmp_path.iterdir())

@@ -40,28 +40,39 @@ def test_inception_score_equals_torch_fidelity(num_splits):
     logits = 3 * draws("logits", 98, dim=10)
     oracle = isc_features_to_metric(logits, splits=num_splits, shuffle=False)
     expected = oracle["inception_score_mean"], oracle["inception_score_std"]
-    assert inception_score(logits.double().softmax(dim=1), num_splits) == pytest.approx(expected, rel=1e-12)
+    assert inception_score(logits.double().softmax(dim=1), num_splits) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_inception_score_between_its_bounds():
     sure = torch.eye(10).repeat(20, 1)  # zeros: 0 log 0
     assert inception_score(sure, 2)[0] == pytest.approx(10)
     assert inception_score(torch.full((50, 10), 0.1), 5) == pytest.approx((1, 0), abs=1e-12)
-    assert inception_score(sure[:1].expand(50, -1), 5) == pytest.approx((1, 0), abs=1e-12)  # sure of one class alone
+    assert inception_score(sure[:1].expand(50, -1), 5) == pytest.approx(
+        (1, 0), abs=1e-12
+    )  # sure of one class alone
 
 
 def test_inception_score_does_not_depend_on_a_sorting_by_class():
     by_class = torch.eye(10).repeat_interleave(100, dim=0)
-    found = InceptionScore(num_splits=10)(Samples(Reference(draws("real", 9)), draws("fake", 1000), None, by_class))
+    found = InceptionScore(num_splits=10)(
+        Samples(Reference(draws("real", 9)), draws("fake", 1000), None, by_class)
+    )
     assert found["inception_score"].value > 9  # splits in order would give 1
     assert found["inception_score"].error_kind == "sd over 10 splits"
 
 
 def test_confident_is_the_share_above_the_threshold():
-    probabilities = torch.tensor([[0.95, 0.05], [0.9, 0.1], [0.2, 0.8], [0.02, 0.98]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[0.95, 0.05], [0.9, 0.1], [0.2, 0.8], [0.02, 0.98]], dtype=torch.float64
+    )
     given = Samples(Reference(draws("real", 9)), draws("fake", 4), None, probabilities)
     found = InceptionScore(num_splits=1)(given)
-    assert (found["confident"].value, found["confident"].error) == (0.5, 5**0.5 / 10)  # sqrt(4 / 4 + 1 / 4) / 5
+    assert (found["confident"].value, found["confident"].error) == (
+        0.5,
+        5**0.5 / 10,
+    )  # sqrt(4 / 4 + 1 / 4) / 5
     assert found["inception_score"].error is None
     assert InceptionScore(num_splits=1, threshold=0.5)(given)["confident"].value == 1
 
@@ -80,7 +91,11 @@ def test_all_measures_together():
     assert tuple(found) == NAMES
     assert metrics.names == WITH_FLOOR
     assert {type(each.value) for each in found.values()} == {float}
-    assert all(each.context["n_real"] == 100 for name, each in found.items() if name not in InceptionScore.names)
+    assert all(
+        each.context["n_real"] == 100
+        for name, each in found.items()
+        if name not in InceptionScore.names
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -90,7 +105,9 @@ def test_non_finite_images_have_no_number_but_a_reason(bad):
     found = GenerationMetrics(MEASURES)(samples(fake))
     assert tuple(found) == NAMES
     assert {each.value for each in found.values()} == {None}
-    assert {each.reason for each in found.values()} == {"features of the generated images hold NaN or infinite values"}
+    assert {each.reason for each in found.values()} == {
+        "features of the generated images hold NaN or infinite values"
+    }
     assert found["kid"].context == {"n_real": 100, "n_fake": 50}
     few = GenerationMetrics({"kid": Kid(max_images=20)})(samples(fake))["kid"]
     assert few.context == {"n_real": 20, "n_fake": 20}  # as it would have been
@@ -150,7 +167,9 @@ def test_only_a_value_error_is_a_missing_number():
         def __call__(self, samples):
             raise self.error
 
-    found = GenerationMetrics({"a": Broken(ValueError("why\nmore")), "b": Kid()})(samples(draws("fake", 20)))
+    found = GenerationMetrics({"a": Broken(ValueError("why\nmore")), "b": Kid()})(
+        samples(draws("fake", 20))
+    )
     assert found["broken"].reason == found["too"].reason == "why"
     assert found["kid"].value is not None
     with pytest.raises(TypeError):
@@ -158,10 +177,18 @@ def test_only_a_value_error_is_a_missing_number():
 
 
 def test_repeats_are_pooled():
-    first = {"fid": Measurement(1.0, 0.1, "standard error", context={"n_fake": 5}), "floor": Measurement(0.5, 0.2)}
-    second = {"fid": Measurement(4.0, 0.3, "standard error", context={"n_fake": 5}), "floor": Measurement(0.5, 0.2)}
+    first = {
+        "fid": Measurement(1.0, 0.1, "standard error", context={"n_fake": 5}),
+        "floor": Measurement(0.5, 0.2),
+    }
+    second = {
+        "fid": Measurement(4.0, 0.3, "standard error", context={"n_fake": 5}),
+        "floor": Measurement(0.5, 0.2),
+    }
     found = pooled([first, second])
-    assert found["fid"] == Measurement(2.5, pytest.approx(3 / 2**0.5), "sd over 2 repeats", context={"n_fake": 5})
+    assert found["fid"] == Measurement(
+        2.5, pytest.approx(3 / 2**0.5), "sd over 2 repeats", context={"n_fake": 5}
+    )
     assert found["floor"] == first["floor"]  # nothing was drawn for it
     assert pooled([first]) == first
     gone = Measurement(None, reason="diverged")

@@ -25,7 +25,12 @@ from src.features import classifier
 from src.runtime.build import build
 from src.runtime.sampling import Shards
 
-SMALL = ["network=mlp_autoencoder", "network.encoder.hidden=[8]", "network.decoder.hidden=[8]", "features=pixels"]
+SMALL = [
+    "network=mlp_autoencoder",
+    "network.encoder.hidden=[8]",
+    "network.decoder.hidden=[8]",
+    "features=pixels",
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,11 @@ def written():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["model=vae", "run_dir=x", *SMALL])
     weights = {f"model.{name}": value for name, value in build(cfg, "model").state_dict().items()}
-    return {"state_dict": weights, "config": OmegaConf.to_container(cfg, resolve=True), "global_step": 3}
+    return {
+        "state_dict": weights,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "global_step": 3,
+    }
 
 
 @pytest.fixture
@@ -49,7 +58,9 @@ def marker(tmp_path, monkeypatch):
     """A file that must not appear; ``EVIL`` is importable, also for other processes, and would write it."""
     marker = tmp_path / "marker"
     (tmp_path / "evil").mkdir()
-    (tmp_path / "evil" / f"{EVIL}.py").write_text(f"open({str(marker)!r}, 'w')\ndef run(*a, **k): pass\n")
+    (tmp_path / "evil" / f"{EVIL}.py").write_text(
+        f"open({str(marker)!r}, 'w')\ndef run(*a, **k): pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path / "evil")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "evil"))
     yield marker
@@ -67,14 +78,19 @@ def refused(content, path, message):
 
 def test_weights_are_data_whatever_they_are(content, tmp_path):
     content["state_dict"]["model.encoder.layers.1.weight"].fill_(float("nan"))
-    content["ema"] = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+    content["ema"] = {
+        name.removeprefix("model."): value for name, value in content["state_dict"].items()
+    }
     torch.save(content, tmp_path / "it.ckpt")
     assert load_model(tmp_path / "it.ckpt").encoder.layers[1].weight.isnan().all()
 
 
 CONTENTS = {
     "expanded": ({"x": torch.ones(1).expand(10**12)}, "bytes of tensors in a file of"),
-    "in the optimiser": ({"optimizer_states": [{"state": {0: (torch.ones(1).expand(10**9),)}}]}, "bytes of tensors"),
+    "in the optimiser": (
+        {"optimizer_states": [{"state": {0: (torch.ones(1).expand(10**9),)}}]},
+        "bytes of tensors",
+    ),
     "shared": ({"x": [torch.ones(10_000)] * 1000}, "bytes of tensors"),
     "sparse": ({"x": torch.ones(2, 2).to_sparse()}, "kind that is not trained"),
     "meta": ({"x": torch.ones(2, 2, device="meta")}, "kind that is not trained"),
@@ -90,8 +106,14 @@ CONTENTS = {
     "long name": ({"ema": {"a" * 10**5: torch.ones(1)}}, "another model"),
     "module": ({"x": nn.Linear(1, 1)}, "refused, it holds more than tensors and plain values"),
     "configuration": ({"config": 7}, "refused, it describes no model"),
-    "no model": ({"config": {"model": {"_target_": "src.beta.Constant"}}}, "describes 'Constant', which is no model"),
-    "grammar": ({"provenance": {"overrides": ["${a:" + "[" * 2000]}}, "refused, its config is malformed"),
+    "no model": (
+        {"config": {"model": {"_target_": "src.beta.Constant"}}},
+        "describes 'Constant', which is no model",
+    ),
+    "grammar": (
+        {"provenance": {"overrides": ["${a:" + "[" * 2000]}},
+        "refused, its config is malformed",
+    ),
 }
 
 
@@ -99,7 +121,9 @@ CONTENTS = {
 def test_all_content_is_ordinary(content, tmp_path, name):
     change, message = CONTENTS[name]
     refused(
-        content | ({"config": content["config"] | change} if name == "grammar" else change), tmp_path / "it", message
+        content | ({"config": content["config"] | change} if name == "grammar" else change),
+        tmp_path / "it",
+        message,
     )
 
 
@@ -125,7 +149,9 @@ def rewritten(data, compression=zipfile.ZIP_STORED, change=lambda data: data):
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", compression) as new:
         for entry in old.infolist():
             part = old.read(entry)
-            new.writestr(entry.filename, change(part) if entry.filename.endswith("data.pkl") else part)
+            new.writestr(
+                entry.filename, change(part) if entry.filename.endswith("data.pkl") else part
+            )
     return out.getvalue()
 
 
@@ -144,7 +170,9 @@ def test_files_that_are_something_else(content, tmp_path, marker, recwarn):
         "script": script.getvalue(),
         "legacy": saved(Payload(), _use_new_zipfile_serialization=False),
         "bomb": rewritten(saved(content | {"x": torch.zeros(10**6)}), zipfile.ZIP_DEFLATED),
-        "locked": re.sub(rb"(?s)(PK\x01\x02....).", lambda found: found[1] + b"\x01", rewritten(saved(content))),
+        "locked": re.sub(
+            rb"(?s)(PK\x01\x02....).", lambda found: found[1] + b"\x01", rewritten(saved(content))
+        ),
         "text": b"<html>",
         "empty": b"",
     }
@@ -176,7 +204,9 @@ def test_a_changed_byte_never_gives_another_kind_of_error(content, tmp_path):
 def test_lightning_builds_nothing_from_strings(content, tmp_path, marker):
     """``_instantiator`` and ``_class_path`` ran code before Lightning 2.6.6; we read no hyper-parameters at all."""
     hidden = {"_instantiator": f"{EVIL}.run", "_class_path": f"{EVIL}.X"}
-    torch.save(content | {"hyper_parameters": hidden, "hparams_name": "kwargs"}, tmp_path / "it.ckpt")
+    torch.save(
+        content | {"hyper_parameters": hidden, "hparams_name": "kwargs"}, tmp_path / "it.ckpt"
+    )
     assert load_model(tmp_path / "it.ckpt").latent_dim == 16
 
 
@@ -190,23 +220,35 @@ def test_caches_and_shards_run_nothing(tmp_path, marker, caplog):
     assert len(caplog.records) == 2
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/x.ckpt", "https://a/x", "s3://a/x", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/x.ckpt", "https://a/x", "s3://a/x", "file:///etc/passwd"]
+)
 def test_addresses_are_refused(address):
     with pytest.raises(CheckpointError, match="addresses are refused"):
         load_model(address)
 
 
-COMMANDS = [("sample", "ckpt_path"), ("evaluate", "ckpt_path"), ("train", "init_from"), ("train", "ckpt_path")]
+COMMANDS = [
+    ("sample", "ckpt_path"),
+    ("evaluate", "ckpt_path"),
+    ("train", "init_from"),
+    ("train", "ckpt_path"),
+]
 
 
 @pytest.mark.parametrize(("entry", "setting"), COMMANDS)
 def test_every_command_refuses(cli, content, tmp_path, marker, entry, setting):
     content["config"]["metric"]["measures"]["fid"]["_target_"] = f"{EVIL}.run"
     torch.save(content, tmp_path / "it.ckpt")
-    done = cli(entry, f"{setting}=it.ckpt", *([] if entry == "train" else ["output=out"]), "trainer=cpu")
+    done = cli(
+        entry, f"{setting}=it.ckpt", *([] if entry == "train" else ["output=out"]), "trainer=cpu"
+    )
     assert done.code == 4, done
     assert done.err.startswith(f"error: {setting}=")
-    assert f"it.ckpt: refused, it wants to build '{EVIL}.run', which is not a part of metric" in done.err
+    assert (
+        f"it.ckpt: refused, it wants to build '{EVIL}.run', which is not a part of metric"
+        in done.err
+    )
     assert done.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"evil", "it.ckpt"}
 

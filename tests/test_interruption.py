@@ -96,7 +96,9 @@ def test_a_second_signal_stops_at_once(zygote, tmp_path):
 
 def test_a_stop_after_training_loses_nothing(zygote, tmp_path):
     run_dir = tmp_path / "run"
-    job = zygote.run("train", *words("vae", "plain"), f"hydra.run.dir={run_dir}", fault(12, "test_start", "term"))
+    job = zygote.run(
+        "train", *words("vae", "plain"), f"hydra.run.dir={run_dir}", fault(12, "test_start", "term")
+    )
     assert (job.code, latest(run_dir)) == (143, 12)
 
 
@@ -142,7 +144,12 @@ def wait_for(job, text, seconds=60):
 
 def test_a_signal_to_the_whole_group_with_workers(zygote, unbroken, tmp_path):
     """Ctrl-C, ``timeout`` and ``scancel`` signal the data workers as well, which must not mistake it for theirs."""
-    command = [*words("vae", "plain"), "dataset.num_workers=2", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+    command = [
+        *words("vae", "plain"),
+        "dataset.num_workers=2",
+        f"hydra.run.dir={tmp_path / 'run'}",
+        "resume=auto",
+    ]
     stopped = zygote.run("train", *command, fault(3, "before_step", "group"))
     assert (stopped.code, latest(tmp_path / "run")) == (143, 4), stopped.err
     assert stopped.err.count("\n") == 1, stopped.err
@@ -151,7 +158,11 @@ def test_a_signal_to_the_whole_group_with_workers(zygote, unbroken, tmp_path):
 
 
 def test_sampling_stops_with_its_code(zygote, unbroken, tmp_path):
-    words = [f"ckpt_path={unbroken('ddpm', 'plain')}", f"output={tmp_path / 'out'}", "num_samples=1000000"]
+    words = [
+        f"ckpt_path={unbroken('ddpm', 'plain')}",
+        f"output={tmp_path / 'out'}",
+        "num_samples=1000000",
+    ]
     job = zygote.start("sample", *words)
     time.sleep(3)
     os.kill(job.pid, signal.SIGTERM)
@@ -172,7 +183,9 @@ def test_a_reader_that_leaves_ends_nothing():
 
 
 def test_a_caller_in_python_gets_its_handlers_back():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of the suite has none
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a process of the suite has none
     try:
         own = Interruption()
         with pytest.raises(Interrupted), own.listening():

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from src.metric.latents import active_units, aggregated_posterior, collapse_warning, kl_per_latent, latent_quality
+from src.metric.latents import (
+    active_units,
+    aggregated_posterior,
+    collapse_warning,
+    kl_per_latent,
+    latent_quality,
+)
 from src.noise import generator, randn
 
 NUM = 20_000
@@ -38,7 +44,10 @@ def test_the_exact_posterior_aggregates_to_the_prior():
 
 
 def test_the_aggregate_has_the_moments_of_its_samples():
-    mean, log_var = 3 + 2 * randn((NUM, 2), generator("mean")), randn((NUM, 2), generator("log_var"))
+    mean, log_var = (
+        3 + 2 * randn((NUM, 2), generator("mean")),
+        randn((NUM, 2), generator("log_var")),
+    )
     z = mean + (log_var / 2).exp() * randn((NUM, 2), generator("z"))
     expected_mean, expected_variance = aggregated_posterior(mean, log_var)
     torch.testing.assert_close(z.double().mean(0), expected_mean, rtol=0, atol=0.1)
@@ -67,7 +76,9 @@ def test_a_unit_is_active_when_its_mean_varies_by_more_than_a_hundredth():
     """Burda et al. count the variance of the mean, whatever the posterior's own variance is."""
     alternating = torch.tensor([-1.0, 1.0]).repeat(5000)[:, None]
     mean = alternating * torch.tensor([1.0, 0.0101, 0.0099]).sqrt() + torch.tensor([0.0, 5.0, 5.0])
-    mean[:, 1:] = alternating * torch.tensor([0.0101, 0.0099]).sqrt() + 5  # an offset is no activity
+    mean[:, 1:] = (
+        alternating * torch.tensor([0.0101, 0.0099]).sqrt() + 5
+    )  # an offset is no activity
     assert active_units(mean).tolist() == [True, True, False]
 
 
@@ -90,7 +101,9 @@ def test_a_collapsed_posterior_has_rate_zero_and_no_active_unit():
 
 
 def test_half_collapsed():
-    mean, log_var = (torch.cat(pair, 1) for pair in zip(prior(NUM, 2), linear_gaussian(0.01, 0.1), strict=True))
+    mean, log_var = (
+        torch.cat(pair, 1) for pair in zip(prior(NUM, 2), linear_gaussian(0.01, 0.1), strict=True)
+    )
     measured = latent_quality(mean, log_var)
     assert measured["active_units"].value == 2
     per_latent = measured["kl"].context["kl_per_latent"]

@@ -36,7 +36,14 @@ def drive(tmp_path):
     def start(*words, seconds):
         with open(tmp_path / "driver.log", "a") as log:
             driver = subprocess.Popen(
-                [*STANDIN, "drive", "-m", "model=vae", f"hydra.sweep.dir={tmp_path / 'sweep'}", *words],
+                [
+                    *STANDIN,
+                    "drive",
+                    "-m",
+                    "model=vae",
+                    f"hydra.sweep.dir={tmp_path / 'sweep'}",
+                    *words,
+                ],
                 env=os.environ | {"STANDIN_SECONDS": str(seconds)},
                 stdout=log,
                 stderr=log,
@@ -53,7 +60,9 @@ def drive(tmp_path):
 def starts(sweep_dir):
     """Number of the job -> how often it was started."""
     found = sweep_dir.glob("*/starts")
-    return {int(path.parent.name.split("-")[0]): len(path.read_text().splitlines()) for path in found}
+    return {
+        int(path.parent.name.split("-")[0]): len(path.read_text().splitlines()) for path in found
+    }
 
 
 def statuses(sweep_dir):
@@ -77,15 +86,23 @@ def test_twenty_jobs_of_which_three_fail(cli, sweep):
     assert [int(row["job"]) for row in rows] == list(range(20))
     for seed, row in enumerate(rows):
         assert row["overrides"] == f"model=vae seed={seed}"
-        assert (row["status"], row["metric"]) == (("done", str(seed / 2)) if seed % 7 else ("failed", ""))
+        assert (row["status"], row["metric"]) == (
+            ("done", str(seed / 2)) if seed % 7 else ("failed", "")
+        )
         assert row["run_dir"] == str(sweep / f"{seed}-vae-digits")
         assert f"job of seed {seed}\n" in (sweep / "jobs" / f"{seed}.log").read_text()
     assert rows[14]["detail"] == "exit code 1: seed=14: is divisible by 7"
-    table = [line.split() for line in done.out.splitlines() if line[:1].isdigit() and "vae-digits" in line]
+    table = [
+        line.split()
+        for line in done.out.splitlines()
+        if line[:1].isdigit() and "vae-digits" in line
+    ]
     assert table[14][:4] == ["14", "seed=14", "failed", "14-vae-digits"]
     assert table[15] == ["15", "seed=15", "done", "7.5", "15-vae-digits"]
     assert cli("train", *words).code == 8
-    assert starts(sweep) == {seed: 1 if seed % 7 else 2 for seed in range(20)}, "only those that failed run again"
+    assert starts(sweep) == {seed: 1 if seed % 7 else 2 for seed in range(20)}, (
+        "only those that failed run again"
+    )
 
 
 def test_a_killed_driver_is_started_again(drive, tmp_path):
@@ -97,13 +114,15 @@ def test_a_killed_driver_is_started_again(drive, tmp_path):
     done = [job["number"] for job in recorded(sweep) if job["status"] == "done"]
     assert 0 < len(done) < 5
     before = starts(sweep)
-    assert drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=0).wait(30) == 0, (tmp_path / "driver.log").read_text()
+    assert drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=0).wait(30) == 0, (
+        tmp_path / "driver.log"
+    ).read_text()
     assert statuses(sweep) == ["done"] * 5
     for number, times in starts(sweep).items():
         assert times == 1 if number in done else times <= before.get(number, 0) + 1
-    assert all((sweep / f"{n}-vae-digits" / "checkpoint").exists() for n in before if n not in done), (
-        "were asked to stop"
-    )
+    assert all(
+        (sweep / f"{n}-vae-digits" / "checkpoint").exists() for n in before if n not in done
+    ), "were asked to stop"
 
 
 def test_two_drivers_share_the_jobs(drive, tmp_path):
@@ -131,13 +150,25 @@ REFUSED = [
     (["seed=range(3,3)"], "--multirun: the sweep is empty"),
     (["seed=1", "model=nope,vae"], "model=nope: no such option"),
     (["seed=1", "launcher=local", "launcher.jobs=0"], "launcher.jobs=0: must be an integer >= 1"),
-    (["seed=1", "launcher.jbs=2"], "launcher.jbs=2: there is no setting 'launcher.jbs'; did you mean launcher.jobs?"),
+    (
+        ["seed=1", "launcher.jbs=2"],
+        "launcher.jbs=2: there is no setting 'launcher.jbs'; did you mean launcher.jobs?",
+    ),
     (["seed=1", "hydra.sweeper.max_batch_size=2"], "hydra.sweeper.max_batch_size=2: must be null"),
-    (["seed=1", "launcher=nowhere"], "launcher=nowhere: no such option; there are local, ray, slurm"),
+    (
+        ["seed=1", "launcher=nowhere"],
+        "launcher=nowhere: no such option; there are local, ray, slurm",
+    ),
     (["seed=1", "trainer.num_nodes=2"], "trainer.num_nodes=2: must be 1 with launcher=local"),
     (["seed=1", "trainer.devices=[0,1]"], "trainer.devices=[0, 1]: must be a number or auto"),
-    (["seed=1", "launcher=slurm"], "launcher=slurm: there is no sbatch here; start this on a login node"),
-    (["seed=1", "launcher=slurm", "launcher.lead=3600"], "launcher.lead=3600: must be less than launcher.minutes=60"),
+    (
+        ["seed=1", "launcher=slurm"],
+        "launcher=slurm: there is no sbatch here; start this on a login node",
+    ),
+    (
+        ["seed=1", "launcher=slurm", "launcher.lead=3600"],
+        "launcher.lead=3600: must be less than launcher.minutes=60",
+    ),
     (
         ["seed=1", "launcher=ray"],
         "launcher=ray: the package ray is not installed; install it with: make install EXTRAS=",
@@ -160,7 +191,10 @@ def test_a_directory_of_another_sweep_is_refused(cli, sweep):
     assert cli("train", "-m", "model=vae", "seed=1,2", f"hydra.sweep.dir={sweep}").code == 0
     done = cli("train", "-m", "model=vae", "seed=1,3", f"hydra.sweep.dir={sweep}")
     assert done.code == 2
-    assert f"hydra.sweep.dir={sweep}: job 1 was another one (seed=2 seed=3); choose another" in done.err
+    assert (
+        f"hydra.sweep.dir={sweep}: job 1 was another one (seed=2 seed=3); choose another"
+        in done.err
+    )
 
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_PROCID"])
@@ -195,7 +229,9 @@ def test_jobs_have_devices_of_their_own(monkeypatch, gpus, at_once, devices, exp
     monkeypatch.setenv("SLURM_NTASKS", "8")
     slots = Local(jobs=at_once)._slots([Job(0, [], Path("x"), "val/loss", devices)])
     assert [slot.get("CUDA_VISIBLE_DEVICES") or None for slot in slots] == expected
-    assert not any("SLURM_NTASKS" in slot for slot in slots), "a job takes no ranks from where the driver runs"
+    assert not any("SLURM_NTASKS" in slot for slot in slots), (
+        "a job takes no ranks from where the driver runs"
+    )
 
 
 def test_jobs_run_in_their_slots(cli, sweep, monkeypatch):
@@ -213,7 +249,9 @@ def test_a_ray_address_without_ray_is_refused():
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
-        with pytest.raises(ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"):
+        with pytest.raises(
+            ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"
+        ):
             Ray(address=address).open()
     assert time.monotonic() - begin < 15
 
@@ -237,7 +275,11 @@ def slurm(tmp_path, monkeypatch):
     """Commands of a Slurm that fails as one wishes, which the real one of test_cluster.py does not; and three jobs."""
     place = tmp_path / "bin"
     place.mkdir()
-    for name, text in {"squeue": SQUEUE, "sbatch": SBATCH, "scancel": '#!/bin/bash\necho "$@" >> $0.calls\n'}.items():
+    for name, text in {
+        "squeue": SQUEUE,
+        "sbatch": SBATCH,
+        "scancel": '#!/bin/bash\necho "$@" >> $0.calls\n',
+    }.items():
         (place / name).write_text(text)
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}{os.pathsep}{os.environ['PATH']}")
@@ -245,7 +287,10 @@ def slurm(tmp_path, monkeypatch):
 
 
 def some_jobs(tmp_path, number=3):
-    return [Job(n, [f"seed={n}"], tmp_path / "sweep" / f"{n}-vae-digits", "val/loss") for n in range(number)]
+    return [
+        Job(n, [f"seed={n}"], tmp_path / "sweep" / f"{n}-vae-digits", "val/loss")
+        for n in range(number)
+    ]
 
 
 def calls(place, name):
@@ -276,7 +321,10 @@ def test_a_busy_slurm_is_asked_again(slurm, tmp_path):
         let_end(slurm, first)
         let_end(slurm, second)
 
-    assert sorted(job.number for job, code, _ in Slurm(poll=0.05).run(feed()) if code == 0) == [0, 1]
+    assert sorted(job.number for job, code, _ in Slurm(poll=0.05).run(feed()) if code == 0) == [
+        0,
+        1,
+    ]
     assert not (slurm / "squeue.broken").exists()
     assert not (slurm / "sbatch.broken").exists()
     assert len(calls(slurm, "sbatch")) == 2
@@ -304,7 +352,11 @@ def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp
     running, followed = {}, {}
     assert one._submit(ours, running) == two._submit(theirs, followed) == []
     assert len(calls(slurm, "sbatch")) == 1
-    assert [job.handle for job in theirs] == ["1_0", "1_1", "1_2"] == [job.handle for job in followed.values()]
+    assert (
+        [job.handle for job in theirs]
+        == ["1_0", "1_1", "1_2"]
+        == [job.handle for job in followed.values()]
+    )
     (slurm / "squeue.states").unlink()
     one._cancel(list(running.values()))
     assert calls(slurm, "scancel") == ["1_0 1_1 1_2"]
@@ -353,7 +405,10 @@ def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
     words = ("launcher=slurm", "launcher.poll=0.2", "seed=range(1,10)")
     two = [drive(*words, seconds=0) for _ in range(2)]
     wait_until(
-        lambda: len(recorded(tmp_path / "sweep")) == 9 and all(job["handle"] for job in recorded(tmp_path / "sweep"))
+        lambda: (
+            len(recorded(tmp_path / "sweep")) == 9
+            and all(job["handle"] for job in recorded(tmp_path / "sweep"))
+        )
     )
     time.sleep(1.5)
     assert len(calls(slurm, "sbatch")) == 1
@@ -392,12 +447,18 @@ def test_words_of_an_earlier_start_are_not_the_last(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["launcher=slurm", "launcher.setup='module load cuda'"], "launcher.setup=module load cuda: must be a list"),
+        (
+            ["launcher=slurm", "launcher.setup='module load cuda'"],
+            "launcher.setup=module load cuda: must be a list",
+        ),
         (["launcher=slurm", "launcher.poll=abc"], "launcher.poll=abc: must be a number"),
         (["launcher=slurm", "launcher.poll=-1"], "launcher.poll=-1: must be > 0"),
         (["launcher=slurm", "launcher.gpus=2"], "launcher.gpus=2: must be true or false"),
         (["launcher=ray", "launcher.cpus=null"], "launcher.cpus=null: must be a number"),
-        (["launcher=ray", "launcher.address=nonsense"], "launcher.address=nonsense: must be host:port, or null"),
+        (
+            ["launcher=ray", "launcher.address=nonsense"],
+            "launcher.address=nonsense: must be host:port, or null",
+        ),
     ],
 )
 def test_settings_of_launchers_are_checked(cli, sweep, slurm, words, message):

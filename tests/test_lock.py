@@ -31,7 +31,12 @@ with locked(Path(sys.argv[1])):
 
 def start_holding(directory):
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(directory)], cwd=ROOT, stdin=-1, stdout=-1, stderr=-1, text=True
+        [sys.executable, "-c", HOLD, str(directory)],
+        cwd=ROOT,
+        stdin=-1,
+        stdout=-1,
+        stderr=-1,
+        text=True,
     )
 
 
@@ -94,7 +99,11 @@ def test_an_earlier_attempt_of_the_same_job_elsewhere_is_dead(tmp_path, monkeypa
     with locked(tmp_path):
         mine = json.loads((tmp_path / NAME).read_text())
     elsewhere = mine | {"host": "far-away"}
-    for other in (elsewhere, elsewhere | {"job": "slurm-16", "attempt": 0}, elsewhere | {"job": None}):
+    for other in (
+        elsewhere,
+        elsewhere | {"job": "slurm-16", "attempt": 0},
+        elsewhere | {"job": None},
+    ):
         (tmp_path / NAME).write_text(json.dumps(other))
         with pytest.raises(StorageError, match="on far-away"), locked(tmp_path):
             pass
@@ -138,7 +147,9 @@ def test_of_many_starters_one_gets_a_dead_lock(tmp_path, monkeypatch):
     process.kill()
     process.communicate()
     unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda path, **options: (time.sleep(0.05), unlink(path, **options)))
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **options: (time.sleep(0.05), unlink(path, **options))
+    )
     together, inside, refused = threading.Barrier(8), [], []
 
     def start():
@@ -184,7 +195,12 @@ def test_a_run_that_fails_early_leaves_nothing(tmp_path):
         with run_in(directory):
             for name in made:
                 (directory / name).mkdir()
-            assert {path.name for path in directory.iterdir()} == {NAME, "config.yaml", "train.log", *made}
+            assert {path.name for path in directory.iterdir()} == {
+                NAME,
+                "config.yaml",
+                "train.log",
+                *made,
+            }
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -192,14 +208,21 @@ def test_a_run_that_fails_early_leaves_nothing(tmp_path):
     assert not (tmp_path / "a" / "b").exists()
     with pytest.raises(ZeroDivisionError):
         fail(tmp_path / "run", ["checkpoints"])
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "config.yaml", "train.log"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "train.log",
+    }
     with pytest.raises(ConfigError, match="already in use"), run_in(tmp_path / "run"):
         pass
     with run_in(tmp_path / "run", resumed=True):
         logging.getLogger("src").warning("again")
     line = (tmp_path / "run" / "train.log").read_text().splitlines()[-1]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ W again", line)
-    assert {path.name for path in (tmp_path / "run").glob("config*")} == {"config.yaml", "config-1.yaml"}
+    assert {path.name for path in (tmp_path / "run").glob("config*")} == {
+        "config.yaml",
+        "config-1.yaml",
+    }
 
 
 @pytest.fixture
@@ -210,7 +233,9 @@ def small_disk(tmp_path):
     def mount(options):
         place = tmp_path / f"disk-{len(mounted)}"
         place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"mount: {done.stderr.strip()}")
         mounted.append(place)
@@ -224,14 +249,17 @@ def small_disk(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        StorageError, match=f"hydra.run.dir={tmp_path}/file/run: .* in {tmp_path}/file .Not a directory"
+        StorageError,
+        match=f"hydra.run.dir={tmp_path}/file/run: .* in {tmp_path}/file .Not a directory",
     ):
         check_writable(tmp_path / "file" / "run", "hydra.run.dir")
     check_writable(tmp_path / "new" / "run", "output")
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
 
 
-@pytest.mark.parametrize(("options", "why"), [("size=4k", "No space left on device"), ("ro", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("options", "why"), [("size=4k", "No space left on device"), ("ro", "Read-only file system")]
+)
 def test_full_and_read_only_disks(small_disk, cli, small, options, why):
     disk = small_disk(options)
     if options != "ro":
@@ -239,9 +267,12 @@ def test_full_and_read_only_disks(small_disk, cli, small, options, why):
     before = list(disk.iterdir())
     done = cli("train", *small, f"hydra.run.dir={disk}/run")
     assert done.code == 5
-    assert done.err.startswith(f"error: hydra.run.dir={disk}/run: nothing can be written in {disk} ({why})")
+    assert done.err.startswith(
+        f"error: hydra.run.dir={disk}/run: nothing can be written in {disk} ({why})"
+    )
     with pytest.raises(
-        StorageError, match=re.escape(f"output={disk}/samples: nothing can be written in {disk} ({why})")
+        StorageError,
+        match=re.escape(f"output={disk}/samples: nothing can be written in {disk} ({why})"),
     ):
         output_directory(disk / "samples", overwrite=False)
     assert list(disk.iterdir()) == before

@@ -55,7 +55,11 @@ def no_wandb():
 def words(small):
     """A run of 12 steps that logs each, and validates after 4, 8 and 12."""
     words = [word for word in small if word != "logger=csv"] + ["model=ae", "logger=[csv,wandb]"]
-    words += ["trainer.max_steps=12", "trainer.limit_train_batches=null", "trainer.val_check_interval=4"]
+    words += [
+        "trainer.max_steps=12",
+        "trainer.limit_train_batches=null",
+        "trainer.val_check_interval=4",
+    ]
     return [*words, "trainer.log_every_n_steps=1", "callback.generation=null", "callback.grid=null"]
 
 
@@ -79,7 +83,9 @@ def files_of(run_dir):
 def rows_of(file):
     """The history in a W&B file."""
     records = map(Record.FromString, messages(file.read_bytes()))
-    return [wandb_file._items(record.history.item) for record in records if record.HasField("history")]
+    return [
+        wandb_file._items(record.history.item) for record in records if record.HasField("history")
+    ]
 
 
 def by_name(rows):
@@ -98,12 +104,16 @@ def assert_complete(rows, run_dir):
     history = read_history(run_dir)
     assert history["train/loss"][0] == list(range(12))
     assert history["val/loss"][0] == [3, 7, 11, 12]
-    assert by_name(rows) == {name: list(zip(*columns, strict=True)) for name, columns in history.items()}
+    assert by_name(rows) == {
+        name: list(zip(*columns, strict=True)) for name, columns in history.items()
+    }
 
 
 def kill(words, run_dir, **when):
     command = [sys.executable, "-c", KILLED.format(**when), *words, f"hydra.run.dir={run_dir}"]
-    killed = subprocess.run(command, cwd=ROOT, env=os.environ | QUICK, capture_output=True, text=True)
+    killed = subprocess.run(
+        command, cwd=ROOT, env=os.environ | QUICK, capture_output=True, text=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
@@ -117,7 +127,11 @@ def go_on(cli, words, run_dir):
 def uploaded(*places):
     """The history that a server has after ``wandb sync`` of these directories."""
     with serving() as server:
-        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "x" * 40, "WANDB_MODE": "online"}
+        environment = {
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": "x" * 40,
+            "WANDB_MODE": "online",
+        }
         command = [sys.executable, "-m", "wandb", "sync", *places]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
         (rows,) = server.rows.values()
@@ -132,7 +146,11 @@ def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path
     for flushed in (True, False):
         go_on(cli, words, run_dir)
         first, second = files_of(run_dir)
-        assert first.name == second.name == f"run-{json.loads((run_dir / 'wandb.json').read_text())['id']}.wandb"
+        assert (
+            first.name
+            == second.name
+            == f"run-{json.loads((run_dir / 'wandb.json').read_text())['id']}.wandb"
+        )
         rows = rows_of(first), rows_of(second)
         assert len(rows[0]) >= 8 if flushed else not rows[0]
         assert last_row(run_dir, second.stem[len("run-") :]) == 12
@@ -152,7 +170,9 @@ def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path,
         kill(words, tmp_path / "run", step=8, stage="validating", pause=1.5)
         assert len(*server.rows.values()) == 7
         go_on(cli, words, tmp_path / "run")
-        assert list(server.rows) == [json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]]
+        assert list(server.rows) == [
+            json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
+        ]
         assert_complete(*server.rows.values(), tmp_path / "run")
 
 
@@ -173,7 +193,9 @@ def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatc
         assert done.code == 0, done.err
         assert time.monotonic() - begin < 30
         (said,) = [line for line in done.out.splitlines() if "W&B" in line]
-        assert said.startswith("W&B has not taken everything (Timed out finishing run.): upload what it holds with `")
+        assert said.startswith(
+            "W&B has not taken everything (Timed out finishing run.): upload what it holds with `"
+        )
         server.fails, taken, server.rows = False, server.rows, {}
         assert 0 < len(*taken.values()) < 8
         sync = shlex.split(re.search("`wandb (.*)`", said)[1])
@@ -200,7 +222,9 @@ def test_a_closed_port(tmp_path, online, caplog):
     logger = wandb_run.wandb_logger(str(tmp_path), "x")
     assert "logging offline; upload what it holds with `wandb sync" in caplog.text
     logger.log_metrics({"a": 1.5}, step=3)
-    logger.log_image("picture", [np.zeros((2, 2, 3), dtype=np.uint8)], step=4)  # after 4 steps: of the row of step 3
+    logger.log_image(
+        "picture", [np.zeros((2, 2, 3), dtype=np.uint8)], step=4
+    )  # after 4 steps: of the row of step 3
     logger.finalize("success")
     wandb_run.close_wandb()
     (row,) = rows_of(files_of(tmp_path)[0])
@@ -241,7 +265,14 @@ def _is_core(path):
 
 
 def test_each_job_of_a_multirun_is_a_run_of_its_own(cli, words, tmp_path):
-    done = cli("train", "-m", *words, "trainer.max_steps=1", "seed=3,4", f"hydra.sweep.dir={tmp_path}/sweep")
+    done = cli(
+        "train",
+        "-m",
+        *words,
+        "trainer.max_steps=1",
+        "seed=3,4",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    )
     assert done.code == 0, done.err
     read = [wandb_file.read(*files_of(tmp_path / "sweep" / f"{job}-ae-digits")) for job in (0, 1)]
     assert [run.config["seed"] for run in read] == [3, 4]

@@ -16,7 +16,9 @@ def small_disk(tmp_path):
     place.mkdir()
 
     def mount(size):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
         return place
@@ -25,10 +27,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], capture_output=True)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_with_more(zygote, unbroken, small_disk):
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_with_more(
+    zygote, unbroken, small_disk
+):
     size = CheckpointStore(unbroken("vae", "plain") / "checkpoints").candidates()[0].stat().st_size
     place = small_disk(f"size={int(3.5 * size)}")
-    command = [*words("vae", "plain"), f"hydra.run.dir={place / 'run'}", "resume=auto", "callback.checkpoint.keep=20"]
+    command = [
+        *words("vae", "plain"),
+        f"hydra.run.dir={place / 'run'}",
+        "resume=auto",
+        "callback.checkpoint.keep=20",
+    ]
     done = zygote.run("train", *command)
     assert done.code == 5, done.err
     assert done.err.startswith(f"error: cannot write {place}"), done.err
@@ -44,7 +53,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_with_more(zy
 
 def test_memory_that_runs_out(zygote, tmp_path):
     done = zygote.run(
-        "train", *words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", fault(5, "batch_start", "memory")
+        "train",
+        *words("vae", "plain"),
+        f"hydra.run.dir={tmp_path / 'run'}",
+        fault(5, "batch_start", "memory"),
     )
     assert done.code == 7, done.err
     assert done.err.startswith("error: out of memory")
@@ -52,9 +64,15 @@ def test_memory_that_runs_out(zygote, tmp_path):
     assert read_checkpoint(tmp_path / "run")["global_step"] == 5
 
 
-@pytest.mark.parametrize(("what", "message"), [("kill", "DataLoader worker"), ("sleep", "timed out after 2 seconds")])
+@pytest.mark.parametrize(
+    ("what", "message"), [("kill", "DataLoader worker"), ("sleep", "timed out after 2 seconds")]
+)
 def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, message):
-    settings = ["dataset.num_workers=1", "dataset.worker_timeout=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    settings = [
+        "dataset.num_workers=1",
+        "dataset.worker_timeout=2",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
     done = zygote.run("train", *words("vae", "plain"), *settings, fault(0, "loading", what))
     assert done.code == 8, done.err
     assert done.err.startswith("error: ")

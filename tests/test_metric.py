@@ -45,14 +45,18 @@ def test_commuting_covariances_have_a_closed_form():
     rotation, _ = torch.linalg.qr(features("rotation", DIM))
     mean = torch.arange(DIM, dtype=torch.float64)
     result = frechet_distance(mean, rotation * a @ rotation.T, mean + 2, rotation * b @ rotation.T)
-    assert float(result) == pytest.approx(4 * DIM + float((a.sqrt() - b.sqrt()).square().sum()), rel=1e-9)
+    assert float(result) == pytest.approx(
+        4 * DIM + float((a.sqrt() - b.sqrt()).square().sum()), rel=1e-9
+    )
 
 
 def test_general_covariances_against_the_eigenvalues_of_the_product():
     (mean_1, cov_1), (mean_2, cov_2) = gaussian("a"), gaussian("b")
     root = torch.linalg.eigvals(cov_1 @ cov_2).sqrt().real.sum()
     expected = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * root
-    torch.testing.assert_close(frechet_distance(mean_1, cov_1, mean_2, cov_2), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        frechet_distance(mean_1, cov_1, mean_2, cov_2), expected, rtol=1e-9, atol=0
+    )
 
 
 def test_one_dimension():
@@ -65,7 +69,9 @@ def test_one_dimension():
 
 def test_symmetric_and_zero_for_equal():
     a, b = gaussian("a"), gaussian("b")
-    torch.testing.assert_close(frechet_distance(*a, *b), frechet_distance(*b, *a), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        frechet_distance(*a, *b), frechet_distance(*b, *a), rtol=1e-9, atol=0
+    )
     for key in range(20):
         same = gaussian(key)
         assert 0 <= frechet_distance(*same, *same) < 1e-12
@@ -123,7 +129,9 @@ def test_moments_are_those_of_the_data_over_several_chunks():
 
 def test_large_mean_does_not_cancel():
     real, fake = features("a", 400), features("b", 400)
-    torch.testing.assert_close(between(real + 1e5, fake + 1e5), between(real, fake), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        between(real + 1e5, fake + 1e5), between(real, fake), rtol=1e-8, atol=0
+    )
 
 
 def test_autocast_does_not_round():
@@ -150,7 +158,9 @@ def test_bias_of_a_finite_sample_is_predicted():
 def test_bias_ignores_directions_without_variance_and_rotations():
     values = torch.tensor([2.0, 0.5, 0, 0], dtype=torch.float64)
     rotation, _ = torch.linalg.qr(features("rotation", 4, dim=4))
-    pairs = 2 / 4 + 0.5 / 4 + 2 * (2 * 0.5 / (2 * 2.5))  # sum_ij l_i l_j / (2 (l_i + l_j)) over the two that are left
+    pairs = (
+        2 / 4 + 0.5 / 4 + 2 * (2 * 0.5 / (2 * 2.5))
+    )  # sum_ij l_i l_j / (2 (l_i + l_j)) over the two that are left
     expected = (1 / 50 + 1 / 10) * (1.25 * 2.5 + pairs)
     for cov in (values.diag(), rotation * values @ rotation.T, values[:2].diag()):
         assert expected_bias(cov, 50, 10) == pytest.approx(expected, rel=1e-12)

@@ -36,8 +36,12 @@ from src.prediction import Epsilon
 from src.sampler.ddim import ddim
 from src.weighting import Uniform
 
-DIFFUSION = [(group, name) for group in ("prediction", "weighting", "sampler") for name in names(group)]
-GENERATIVE = {f"diffusion {name}": partial(make_diffusion, **{group: name}) for group, name in DIFFUSION}
+DIFFUSION = [
+    (group, name) for group in ("prediction", "weighting", "sampler") for name in names(group)
+]
+GENERATIVE = {
+    f"diffusion {name}": partial(make_diffusion, **{group: name}) for group, name in DIFFUSION
+}
 GENERATIVE |= {f"vae {name}": partial(make_vae, name) for name in names("likelihood")}
 MODELS = {"ae": make_ae} | GENERATIVE
 
@@ -62,7 +66,9 @@ def test_one_batch_is_learned_and_a_gradient_reaches_every_parameter(name):
     assert losses[0] - losses[-1] > 0.5 * abs(losses[0])
     for parameter in model.parameters():
         assert not parameter.requires_grad or parameter.grad.abs().sum() > 0
-    assert all(value.ndim == 0 for value in model.loss(bits(), generator=generators(range(8))).values())
+    assert all(
+        value.ndim == 0 for value in model.loss(bits(), generator=generators(range(8))).values()
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,7 +87,9 @@ def test_samples_are_images_that_depend_on_their_own_generator_alone(name):
     assert samples.shape == (5, *SHAPE)
     assert samples.abs().max() <= 1
     assert torch.equal(samples, model.sample(5, generator=generators(range(5))))
-    torch.testing.assert_close(samples[[3]], model.sample(1, generator=generators([3])), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        samples[[3]], model.sample(1, generator=generators([3])), rtol=0, atol=1e-5
+    )
     assert not torch.allclose(samples[0], samples[1], atol=1e-3)
 
 
@@ -91,7 +99,9 @@ def test_capabilities():
         (make_vae(), {CanSample, CanReconstruct, CanScore}),
         (make_diffusion(), {CanSample, CanScore, CanDenoise}),
     ):
-        assert {c for c in (CanSample, CanReconstruct, CanScore, CanDenoise) if isinstance(model, c)} == capabilities
+        assert {
+            c for c in (CanSample, CanReconstruct, CanScore, CanDenoise) if isinstance(model, c)
+        } == capabilities
 
 
 def test_byte_codes_are_within_half_a_level():
@@ -111,7 +121,9 @@ def test_compression_is_reported_outside_training():
     losses = model.eval().loss(x)
     assert losses["compression_ratio"] == model.compression_ratio == 4.0
     errors = (model.decompress(model.compress(x)) - x).square().flatten(1).mean(1)
-    assert losses["psnr_compressed"].item() == pytest.approx((10 * (4 / errors).log10()).mean().item(), rel=1e-5)
+    assert losses["psnr_compressed"].item() == pytest.approx(
+        (10 * (4 / errors).log10()).mean().item(), rel=1e-5
+    )
     torch.testing.assert_close(losses["loss"], (model.decoder(model.encode(x)) - x).square().mean())
 
 
@@ -122,13 +134,18 @@ def test_elbo_is_the_log_likelihood_less_the_gap(shift, log_ratio):
     exact_model, _ = linear_vae()
     x = images(5).double()
     exact, q, p = evidence.log_prob(x.flatten(1)), model.posterior(x), exact_model.posterior(x)
-    gap = kl_divergence(*(MultivariateNormal(d.mean, torch.diag_embed(d.log_var.exp())) for d in (q, p)))
+    gap = kl_divergence(
+        *(MultivariateNormal(d.mean, torch.diag_embed(d.log_var.exp())) for d in (q, p))
+    )
     if shift == log_ratio == 0:
         assert (gap == 0).all()
 
     # log p(x | z) is quadratic in z, so that its mean over the 2 LATENT sigma points of q is exact
     points = LATENT**0.5 * torch.cat([torch.eye(LATENT), -torch.eye(LATENT)]).double()
-    expected = [model.likelihood.log_prob(model.decoder(q.mean + (q.log_var / 2).exp() * point), x) for point in points]
+    expected = [
+        model.likelihood.log_prob(model.decoder(q.mean + (q.log_var / 2).exp() * point), x)
+        for point in points
+    ]
     elbo = sum(expected) / len(points) - q.kl_to_standard().sum(1)
     torch.testing.assert_close(elbo, exact - gap, rtol=0, atol=1e-6)
 
@@ -180,7 +197,9 @@ def test_free_bits_penalise_only_what_is_above_them():
     kl, penalty = losses["kl"].item(), (losses["loss"] + losses["reconstruction"]).item()
     assert (kl, penalty) == (pytest.approx(2.1), pytest.approx(2.5))
     assert losses["elbo"].item() == pytest.approx(losses["reconstruction"].item() - 2.1)
-    gradient = torch.autograd.grad(losses["loss"] + losses["reconstruction"], model.to_posterior.bias)[0]
+    gradient = torch.autograd.grad(
+        losses["loss"] + losses["reconstruction"], model.to_posterior.bias
+    )[0]
     torch.testing.assert_close(gradient[:2], torch.tensor([0.0, 2.0]).double())
     losses = model.eval().loss(x, generator=seeded())
     assert (losses["loss"] + losses["elbo"]).item() == pytest.approx(0, abs=1e-9)

@@ -52,11 +52,18 @@ def test_equals_brute_force(k, monkeypatch):
 @pytest.mark.parametrize("k", [1, 5])
 def test_precision_and_recall_equal_torch_fidelity(k):
     real, fake = draws("real", 300), draws("fake", 200) * 0.6 + 0.5
-    settings = {"prc_neighborhood": k, "prc_batch_size": 100, "save_cpu_ram": False, "verbose": False}
+    settings = {
+        "prc_neighborhood": k,
+        "prc_batch_size": 100,
+        "save_cpu_ram": False,
+        "verbose": False,
+    }
     oracle = prc_features_to_metric(fake.double(), real.double(), **settings)
     found = scores(real, fake, k)
     assert abs(found["precision"] - found["recall"]) > 0.2  # so that swapped sides would show
-    assert (found["precision"], found["recall"]) == pytest.approx((oracle["precision"], oracle["recall"]))
+    assert (found["precision"], found["recall"]) == pytest.approx(
+        (oracle["precision"], oracle["recall"])
+    )
 
 
 def test_which_side_is_which():
@@ -90,10 +97,20 @@ def test_collapsed_generator():
 def test_copies_count_as_ties(offset):
     real = draws("copies", 150, dim=32).double() + offset
     found = scores(real, real, k=4)
-    assert found == {"precision": 1, "recall": 1, "density": 5 / 4, "coverage": 1}  # k neighbours and the image itself
+    assert found == {
+        "precision": 1,
+        "recall": 1,
+        "density": 5 / 4,
+        "coverage": 1,
+    }  # k neighbours and the image itself
     doubled = torch.cat([real, real])
     assert scores(doubled, real, k=1)["coverage"] == 1  # balls of radius 0
-    assert scores(doubled, real + 1e-3, k=1) == {"precision": 0, "recall": 1, "density": 0, "coverage": 0}
+    assert scores(doubled, real + 1e-3, k=1) == {
+        "precision": 0,
+        "recall": 1,
+        "density": 0,
+        "coverage": 0,
+    }
 
 
 def test_expectations_for_equal_distributions():
@@ -115,10 +132,14 @@ def test_expectations_for_equal_distributions():
 
 def test_errors_are_the_spread_over_generated_images():
     random, real = generator("errors"), draws("real", 500, dim=8)
-    repeats = [neighbour_scores(real, torch.randn(150, 8, generator=random) + 0.3, 5) for _ in range(150)]
+    repeats = [
+        neighbour_scores(real, torch.randn(150, 8, generator=random) + 0.3, 5) for _ in range(150)
+    ]
     for name in ("precision", "density"):
         values, errors = torch.tensor([each[name] for each in repeats]).T
-        assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2)  # standard error of an sd 6 %
+        assert float(errors.mean()) == pytest.approx(
+            float(values.std()), rel=0.2
+        )  # standard error of an sd 6 %
     assert repeats[0]["recall"][1] is None
     assert repeats[0]["coverage"][1] is None
 
@@ -130,7 +151,9 @@ def test_shares_of_nothing_and_everything_are_not_certain():
     assert found["density"] == (0, None)
     assert base.binomial_error(1.0, 99) == pytest.approx(0.005)
     assert base.binomial_error(0.5, 10_000) == pytest.approx(0.005, rel=1e-3)
-    measured = Neighbours(5)(Samples(Reference(draws("real", 100)), draws("far", 99) + 1000))["density"]
+    measured = Neighbours(5)(Samples(Reference(draws("real", 100)), draws("far", 99) + 1000))[
+        "density"
+    ]
     assert (measured.error, measured.error_kind) == (None, "")
 
 
@@ -146,14 +169,20 @@ def test_measure_says_what_it_used():
 def test_honest_model_scores_the_quantile(quantile):
     random = generator("honest")
     sets = [torch.randn(380, 3, generator=random) for _ in range(300)]
-    found = torch.tensor([memorised_share(x[:200], x[200:279], x[279:], quantile) for x in sets], dtype=torch.float64)
+    found = torch.tensor(
+        [memorised_share(x[:200], x[200:279], x[279:], quantile) for x in sets], dtype=torch.float64
+    )
     values, errors = found.T
     assert abs(float(values.mean()) - quantile) < 4 * float(values.std()) / 300**0.5
     assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.25)
 
 
 def test_copies_are_found(monkeypatch):
-    train, held_out, fresh = draws("train", 400, 20), draws("held_out", 99, 20), draws("fresh", 200, 20)
+    train, held_out, fresh = (
+        draws("train", 400, 20),
+        draws("held_out", 99, 20),
+        draws("fresh", 200, 20),
+    )
     honest, _ = memorised_share(train, held_out, fresh)
     mixed = torch.cat([fresh[:100], train[:100]])
     assert memorised_share(train, held_out, train[:50]) == (1, pytest.approx(0.5 / 51))
@@ -167,7 +196,9 @@ def test_memorised_against_brute_force():
     train, held_out, fake = draws("train", 50), draws("held_out", 39), draws("fake", 60)
     nearest = [torch.cdist(x.double(), train.double()).amin(dim=1) for x in (held_out, fake)]
     threshold = nearest[0].sort().values[3]  # rank 0.1 * 40
-    assert memorised_share(train, held_out, fake, 0.1)[0] == float((nearest[1] < threshold).double().mean())
+    assert memorised_share(train, held_out, fake, 0.1)[0] == float(
+        (nearest[1] < threshold).double().mean()
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
@@ -177,17 +208,29 @@ def test_copies_are_nothing_where_unseen_images_are_copies_too(offset):
 
 
 def test_memorised_says_what_it_used():
-    samples = Samples(Reference(draws("train", 50)), draws("fake", 20), held_out=draws("held_out", 30))
+    samples = Samples(
+        Reference(draws("train", 50)), draws("fake", 20), held_out=draws("held_out", 30)
+    )
     found = Memorised()(samples)["memorised"]
-    assert found.context == {"n_real": 50, "n_unseen": 30, "n_fake": 20, "quantile": 0.05, "of_real": 1 / 31}
+    assert found.context == {
+        "n_real": 50,
+        "n_unseen": 30,
+        "n_fake": 20,
+        "quantile": 0.05,
+        "of_real": 1 / 31,
+    }
     with pytest.raises(ValueError, match="no held-out images"):
         Memorised()(Samples(samples.real, samples.fake))
-    with pytest.raises(ValueError, match=r"a quantile of 0.05 needs 19 held-out images, there are 18"):
+    with pytest.raises(
+        ValueError, match=r"a quantile of 0.05 needs 19 held-out images, there are 18"
+    ):
         Memorised()(Samples(samples.real, samples.fake, held_out=draws("held_out", 18)))
 
 
 def test_misuse_says_what_is_wrong():
-    with pytest.raises(ValueError, match="k=5 neighbours need 6 or more images, there are 20 and 5"):
+    with pytest.raises(
+        ValueError, match="k=5 neighbours need 6 or more images, there are 20 and 5"
+    ):
         neighbour_scores(draws("real", 20), draws("fake", 5), 5)
     for settings in ({"k": 0}, {"k": 5, "max_images": 5}):
         with pytest.raises(ConfigError, match="must be"):

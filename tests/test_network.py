@@ -21,7 +21,9 @@ SHAPE = (1, 8, 8)
 
 def small_unet(shape=SHAPE, **settings):
     return UNet(
-        shape, **{"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)} | settings
+        shape,
+        **{"channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}
+        | settings,
     )
 
 
@@ -45,12 +47,20 @@ def count(network):
 def assert_gradient_everywhere(network, *inputs):
     output = network(*inputs)
     (output * torch.randn_like(output)).sum().backward()
-    dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    dead = [
+        name
+        for name, p in network.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert not dead
 
 
 def recipe(path, shape):
-    config = {"dataset": {"image_shape": list(shape)}, "model": {"latent_dim": 3}, "network": OmegaConf.load(path)}
+    config = {
+        "dataset": {"image_shape": list(shape)},
+        "model": {"latent_dim": 3},
+        "network": OmegaConf.load(path),
+    }
     with torch.device("meta"):
         return instantiate(OmegaConf.create(config).network, _convert_="all")
 
@@ -73,18 +83,24 @@ def test_unet_has_the_size_of_ho_et_al():
 
 
 def test_unet_small_is_small():
-    assert count(recipe(next(path for path in RECIPES if path.stem == "unet_small"), SHAPE)) < 0.75e6
+    assert (
+        count(recipe(next(path for path in RECIPES if path.stem == "unet_small"), SHAPE)) < 0.75e6
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (1, 4, 12), (2, 2, 2)])
-@pytest.mark.parametrize("network", [small_unet, lambda shape: MLP(shape, 16, 2)], ids=["unet", "mlp"])
+@pytest.mark.parametrize(
+    "network", [small_unet, lambda shape: MLP(shape, 16, 2)], ids=["unet", "mlp"]
+)
 def test_denoisers_keep_the_shape_and_start_at_zero(network, shape):
     output = network(shape)(images(shape), torch.tensor([1, 1000]))
     assert output.shape == (2, *shape)
     assert (output == 0).all()
 
 
-@pytest.mark.parametrize("settings", [{"channel_mult": (2, 1, 3), "num_blocks": 2}, {"channels": 7}, {"num_heads": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"channel_mult": (2, 1, 3), "num_blocks": 2}, {"channels": 7}, {"num_heads": 4}]
+)
 def test_unet_widths_fit_together(settings):
     assert small_unet(**settings)(images(), torch.ones(2)).shape == (2, *SHAPE)
 
@@ -144,13 +160,17 @@ def test_sinusoid_distinguishes_all_times():
 def test_attention_is_softmax_over_pixels():
     attention = perturb(Attention(8, num_heads=2)).double()
     x = images((8, 3, 5), dtype=torch.float64)
-    query, key, value = attention.qkv(attention.norm(x)).flatten(2).unflatten(1, (3, 2, 4)).unbind(1)
+    query, key, value = (
+        attention.qkv(attention.norm(x)).flatten(2).unflatten(1, (3, 2, 4)).unbind(1)
+    )
     weights = torch.einsum("bhcq,bhck->bhqk", query, key).div(math.sqrt(4)).softmax(-1)
     mixed = torch.einsum("bhqk,bhck->bhcq", weights, value).reshape(x.shape)
     torch.testing.assert_close(attention(x), x + attention.output(mixed))
 
 
-@pytest.mark.parametrize("make", [small_unet, lambda **settings: MLP(SHAPE, 16, 2, **settings)], ids=["unet", "mlp"])
+@pytest.mark.parametrize(
+    "make", [small_unet, lambda **settings: MLP(SHAPE, 16, 2, **settings)], ids=["unet", "mlp"]
+)
 def test_dropout_acts_in_training_only(make):
     network, x, t = perturb(make(dropout=0.5)), images(), torch.ones(2)
     assert not torch.equal(network(x, t), network(x, t))
@@ -183,11 +203,15 @@ def test_precisions_agree(network):
 
 def test_integer_and_float_times_agree():
     network = perturb(small_unet())
-    assert torch.equal(network(images(), torch.tensor([3, 700])), network(images(), torch.tensor([3.0, 700.0])))
+    assert torch.equal(
+        network(images(), torch.tensor([3, 700])), network(images(), torch.tensor([3.0, 700.0]))
+    )
 
 
 @pytest.mark.parametrize("channel_mult", [(1,), (1, 2, 2)], ids=str)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 33, 27), (1, 28, 28), (3, 5, 64), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (3, 33, 27), (1, 28, 28), (3, 5, 64), (1, 1, 1)], ids=str
+)
 def test_conv_autoencoder_handles_any_size(shape, channel_mult):
     encoder, decoder = (
         ConvEncoder(shape, 4, channel_mult),
@@ -233,8 +257,14 @@ def test_refused_sizes_name_those_that_would_do(shape, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: small_unet(norm="none"), "norm=none: must be one of group, batch, instance, layer"),
-        (lambda: small_unet(upsample="area"), "upsample=area: must be one of nearest, bilinear, bicubic, transposed"),
+        (
+            lambda: small_unet(norm="none"),
+            "norm=none: must be one of group, batch, instance, layer",
+        ),
+        (
+            lambda: small_unet(upsample="area"),
+            "upsample=area: must be one of nearest, bilinear, bicubic, transposed",
+        ),
         (lambda: small_unet(upsample="area", channel_mult=(1,)), "upsample=area: "),
         (lambda: small_unet(channels=0), "channels=0: "),
         (lambda: small_unet(channels=1), "channels=1: must be at least 2"),
@@ -254,7 +284,10 @@ def test_refused_sizes_name_those_that_would_do(shape, message):
         (lambda: ConvDecoder(2, SHAPE, upsample="area"), "upsample=area: "),
         (lambda: MLPEncoder(SHAPE, hidden=()), r"hidden=\[\]: must be one or more widths"),
         (lambda: MLPEncoder(SHAPE, hidden=(8, 0)), r"hidden=\[8, 0\]: "),
-        (lambda: MLPEncoder(SHAPE, activation="gelu"), "activation=gelu: must be one of silu, tanh, relu"),
+        (
+            lambda: MLPEncoder(SHAPE, activation="gelu"),
+            "activation=gelu: must be one of silu, tanh, relu",
+        ),
         (lambda: MLPDecoder(0, SHAPE), "latent_dim=0: "),
     ],
 )

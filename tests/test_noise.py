@@ -16,12 +16,26 @@ SHAPE = (4, 3, 5, 5)
 def test_mix_is_stable_across_processes():
     code = "from src.noise import mix; print(mix(1, 'train', 3))"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert int(printed.stdout) == mix(1, "train", 3) == 8686199043350045037
 
 
 def test_mix_tells_keys_apart_and_spreads_over_64_bits():
-    keys = [(), (1,), (1.0,), ("1",), (1, 2), (12,), (2, 1), ("1", 2), ("a", "b"), ("ab",), ("a,b",)]
+    keys = [
+        (),
+        (1,),
+        (1.0,),
+        ("1",),
+        (1, 2),
+        (12,),
+        (2, 1),
+        ("1", 2),
+        ("a", "b"),
+        ("ab",),
+        ("a,b",),
+    ]
     keys += [(seed, "train", step) for seed in range(30) for step in range(100)]
     seeds = [mix(*key) for key in keys]
     assert len(set(seeds)) == len(keys)

@@ -16,7 +16,9 @@ GAMMA = 5.0
 def noised(request):
     """x0, eps, x_t, signal, sigma of one image at every t of a float64 schedule."""
     process = schedule_of(request.param, 100)
-    signal, sigma = (square[1:].sqrt().view(-1, 1, 1, 1) for square in (process.alpha_bar, process.sigma_squared))
+    signal, sigma = (
+        square[1:].sqrt().view(-1, 1, 1, 1) for square in (process.alpha_bar, process.sigma_squared)
+    )
     x0, eps = torch.randn(2, 100, 2, 3, 3, generator=seeded(), dtype=torch.float64)
     return x0, eps, signal * x0 + sigma * eps, signal, sigma
 
@@ -24,14 +26,18 @@ def noised(request):
 @options("prediction")
 def test_target_leads_back_to_x0(prediction, noised):
     kind, (x0, eps, x_t, signal, sigma) = build("prediction", prediction), noised
-    torch.testing.assert_close(kind.to_x0(kind.target(x0, eps, signal, sigma), x_t, signal, sigma), x0)
+    torch.testing.assert_close(
+        kind.to_x0(kind.target(x0, eps, signal, sigma), x_t, signal, sigma), x0
+    )
 
 
 @options("prediction")
 def test_x0_is_affine_in_x_t_and_output(prediction, noised):
     kind, (output, _, x_t, signal, sigma) = build("prediction", prediction), noised
     c_skip, c_out = kind.coefficients(signal, sigma)
-    torch.testing.assert_close(kind.to_x0(output, x_t, signal, sigma), c_skip * x_t + c_out * output)
+    torch.testing.assert_close(
+        kind.to_x0(output, x_t, signal, sigma), c_skip * x_t + c_out * output
+    )
     assert ((c_out != 0) & c_out.isfinite()).all()
 
 
@@ -52,7 +58,11 @@ def test_coefficients_of_the_papers(kind, c_skip, c_out, noised):
 
 @pytest.mark.parametrize(
     ("kind", "factor"),
-    [(Epsilon(), lambda snr: snr), (Sample(), lambda snr: snr**0), (Velocity(), lambda snr: snr + 1)],
+    [
+        (Epsilon(), lambda snr: snr),
+        (Sample(), lambda snr: snr**0),
+        (Velocity(), lambda snr: snr + 1),
+    ],
     ids=["epsilon", "sample", "velocity"],
 )
 def test_squared_error_is_snr_times_that_of_x0(kind, factor, noised):
@@ -60,7 +70,9 @@ def test_squared_error_is_snr_times_that_of_x0(kind, factor, noised):
     output = torch.randn(x0.shape, generator=seeded(1), dtype=torch.float64)
     error = (output - kind.target(x0, eps, signal, sigma)).square()
     error_of_x0 = (kind.to_x0(output, x_t, signal, sigma) - x0).square()
-    torch.testing.assert_close(error, factor((signal / sigma) ** 2) * error_of_x0, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(
+        error, factor((signal / sigma) ** 2) * error_of_x0, rtol=1e-6, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(

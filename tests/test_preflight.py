@@ -13,10 +13,17 @@ from src.errors import ConfigError
 @pytest.fixture
 def rehearse(cli, cache_dir):
     """Rehearse a small VAE."""
-    quick = ["logger=csv", f"cache_dir={cache_dir}", "features.num_steps=30", "callback.progress.every_seconds=1000"]
+    quick = [
+        "logger=csv",
+        f"cache_dir={cache_dir}",
+        "features.num_steps=30",
+        "callback.progress.every_seconds=1000",
+    ]
 
     def run(*words):
-        return cli("train", "experiment=digits_vae", "trainer=debug", *quick, "hydra.run.dir=run", *words)
+        return cli(
+            "train", "experiment=digits_vae", "trainer=debug", *quick, "hydra.run.dir=run", *words
+        )
 
     return run
 
@@ -33,13 +40,20 @@ def test_a_rehearsal_does_everything_and_tells_what_the_whole_would_need(rehears
     assert told["parameters"] == f"{metrics['parameters']:,}"
     assert told["memory"].endswith("GiB at most")
     assert " images/s, " in told["speed"]
-    assert told["real"].startswith("run    3000 steps, ")  # the recipe's length, not that of the rehearsal
+    assert told["real"].startswith(
+        "run    3000 steps, "
+    )  # the recipe's length, not that of the rehearsal
     assert told["checkpoint"] == "read back, the same weights"
     assert told["monitored"] == "val/loss"
 
 
 def test_without_a_last_step_or_a_checkpoint_it_says_so(rehearse):
-    words = ["lr_schedule=constant", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00", "metric=none"]
+    words = [
+        "lr_schedule=constant",
+        "trainer.max_steps=-1",
+        "trainer.max_time=00:01:00:00",
+        "metric=none",
+    ]
     done = rehearse(*words, "callback.checkpoint=null")
     assert done.code == 0, done.err
     assert "real run    no last step of training" in done.out

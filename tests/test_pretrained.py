@@ -29,7 +29,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def random_images(num, channels=3, size=8, key="images"):
-    return torch.randint(0, 256, (num, channels, size, size), generator=generator(key), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (num, channels, size, size), generator=generator(key), dtype=torch.uint8
+    )
 
 
 def sha256(file):
@@ -133,7 +135,9 @@ def test_features_from_a_file(kind, files):
     assert torch.equal(result, features(grey.repeat(1, 3, 1, 1)))
     assert not torch.equal(result[0], result[1])
     torch.testing.assert_close(result[1:2], features(grey[1:2]), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=f"features={kind} takes images with 1 or 3 channels, these have 2"):
+    with pytest.raises(
+        ValueError, match=f"features={kind} takes images with 1 or 3 channels, these have 2"
+    ):
         features(random_images(2, channels=2))
 
 
@@ -144,11 +148,21 @@ def test_another_file_is_refused_before_it_is_opened(kind, files, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
         text = refusal(kind, CheckpointError, weights=str(file))
-        with pytest.raises(CheckpointError, match=f"SHA-256 is {sha256(files[kind])}, expected {'0' * 64}"):
+        with pytest.raises(
+            CheckpointError, match=f"SHA-256 is {sha256(files[kind])}, expected {'0' * 64}"
+        ):
             KINDS[kind](files[kind], sha256="0" * 64)
-    for part in (str(file), sha256(file), published(kind).sha256, "features.sha256=null accepts any file"):
+    for part in (
+        str(file),
+        sha256(file),
+        published(kind).sha256,
+        "features.sha256=null accepts any file",
+    ):
         assert part in text
-    assert KINDS[kind](files[kind], sha256=sha256(files[kind])).key == KINDS[kind](files[kind], sha256=None).key
+    assert (
+        KINDS[kind](files[kind], sha256=sha256(files[kind])).key
+        == KINDS[kind](files[kind], sha256=None).key
+    )
 
 
 def test_keys_tell_files_apart(files, tmp_path):
@@ -161,11 +175,15 @@ def test_keys_tell_files_apart(files, tmp_path):
 @pytest.mark.parametrize("name", inception.PUBLISHED.names)
 def test_the_hub_cache_is_used_and_checked(name, files, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded")
+    )
     monkeypatch.setattr(inception, "_build", lambda _: nn.Identity())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / name).symlink_to(files["inception"])
-    with pytest.raises(CheckpointError, match="expected 6726825d.*: delete the file if it is damaged"):
+    with pytest.raises(
+        CheckpointError, match="expected 6726825d.*: delete the file if it is damaged"
+    ):
         Inception()
     assert Inception(sha256=None).key == Inception(files["inception"], sha256=None).key
 
@@ -178,7 +196,9 @@ def test_a_download_is_checked(files, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(CheckpointError, match=r"dinov2_vitl14_pretrain.pth: its SHA-256 is .* expected d5383ea8"):
+    with pytest.raises(
+        CheckpointError, match=r"dinov2_vitl14_pretrain.pth: its SHA-256 is .* expected d5383ea8"
+    ):
         DINOv2()
 
 
@@ -192,7 +212,11 @@ def test_offline_names_both_ways_out(kind, tmp_path, monkeypatch):
     missing = str(tmp_path / "missing.pth")
     for weights, reason in ((None, "not known"), (missing, "missing.pth: cannot be read (No such")):
         text = refusal(kind, DataError, weights=weights)
-        for part in (f"features.weights=PATH to the file {published(kind).names[0]}", published(kind).url, reason):
+        for part in (
+            f"features.weights=PATH to the file {published(kind).names[0]}",
+            published(kind).url,
+            reason,
+        ):
             assert part in text
 
 
@@ -209,7 +233,9 @@ def test_other_files_are_refused(kind, content, tmp_path):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(CheckpointError, match="cannot be read as weights of this network") as caught:
+    with pytest.raises(
+        CheckpointError, match="cannot be read as weights of this network"
+    ) as caught:
         KINDS[kind](file, sha256=None)
     assert "\n" not in str(caught.value)
 
@@ -219,7 +245,9 @@ def test_wrong_settings(files):
         with pytest.raises(ConfigError, match="variant=vit-x: must be one of vit-"):
             make(files["clip"], variant="vit-x")
     for digest in ("6726825d", "A" * 64, 5):
-        with pytest.raises(ConfigError, match=f"sha256={digest}: must be published, 64 hexadecimal digits"):
+        with pytest.raises(
+            ConfigError, match=f"sha256={digest}: must be published, 64 hexadecimal digits"
+        ):
             Inception(files["inception"], sha256=digest)
 
 
@@ -228,7 +256,9 @@ def test_wrong_settings(files):
 
 def test_inception_classes_are_those_of_the_inception_score(files):
     features, images = Inception(files["inception"], sha256=None), random_images(3)
-    oracle = FeatureExtractorInceptionV3("oracle", ["2048", "logits_unbiased"], str(files["inception"]))
+    oracle = FeatureExtractorInceptionV3(
+        "oracle", ["2048", "logits_unbiased"], str(files["inception"])
+    )
     pool, logits = oracle(images)
     torch.testing.assert_close(features(images), pool, rtol=1e-5, atol=1e-6)
     probabilities = features.probabilities_of(features(images))
@@ -237,12 +267,16 @@ def test_inception_classes_are_those_of_the_inception_score(files):
     assert not isinstance(features, HasAccuracy)  # its classes are not those of the data
 
 
-@pytest.mark.parametrize(("side", "size"), [(8, 224), (28, 224), (224, 224), (300, 224), (300, 336)])
+@pytest.mark.parametrize(
+    ("side", "size"), [(8, 224), (28, 224), (224, 224), (300, 224), (300, 336)]
+)
 def test_resizing_is_that_of_pil(side, size):
     images = random_images(2, size=side)
     result = resize(images, size)
     pictures = [PIL.Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    expected = np.stack([np.asarray(picture.resize((size, size), PIL.Image.BICUBIC)) for picture in pictures])
+    expected = np.stack(
+        [np.asarray(picture.resize((size, size), PIL.Image.BICUBIC)) for picture in pictures]
+    )
     difference = (result - torch.from_numpy(expected).permute(0, 3, 1, 2)).abs()
     assert float(difference.max()) <= 2
     assert float((difference > 0).float().mean()) < 0.01
@@ -250,11 +284,17 @@ def test_resizing_is_that_of_pil(side, size):
 
 def test_a_dinov2_block_is_torchs_encoder_layer():
     block = randomised(dinov2._Block(32, heads=4))
-    layer = nn.TransformerEncoderLayer(32, 4, 128, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        32, 4, 128, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    )
     state, first, second = block.state_dict(), block.ls1["gamma"].data, block.ls2["gamma"].data
     renamed = {
         "self_attn.in_proj_": (state, "attn.qkv.", 1),
-        "self_attn.out_proj.": (state, "attn.proj.", first),  # LayerScale is a factor of the last linear layer
+        "self_attn.out_proj.": (
+            state,
+            "attn.proj.",
+            first,
+        ),  # LayerScale is a factor of the last linear layer
         "linear1.": (state, "mlp.fc1.", 1),
         "linear2.": (state, "mlp.fc2.", second),
         "norm1.": (state, "norm1.", 1),
@@ -263,7 +303,9 @@ def test_a_dinov2_block_is_torchs_encoder_layer():
     for target, (source, name, gamma) in renamed.items():
         bias, weight = source[f"{name}bias"], source[f"{name}weight"]
         layer.state_dict()[f"{target}bias"].copy_(bias * gamma)
-        layer.state_dict()[f"{target}weight"].copy_(weight * (gamma[:, None] if torch.is_tensor(gamma) else 1))
+        layer.state_dict()[f"{target}weight"].copy_(
+            weight * (gamma[:, None] if torch.is_tensor(gamma) else 1)
+        )
     x = torch.randn(2, 7, 32, generator=generator("tokens"))
     torch.testing.assert_close(block(x), layer(x), rtol=1e-4, atol=1e-5)
 
@@ -284,8 +326,12 @@ def test_dinov2_positions_are_read_at_the_published_places():
     positions = network._positions(16)[0]
     assert positions.shape == (257, 32)
     assert torch.equal(positions[0], network.pos_embed[0, 0])
-    filters = cubic([(j + 0.5) * 37 / 16.1 - 0.5 for j in range(16)], 37)  # 16.1: the published offset
-    expected = torch.einsum("ab,cd,bdw->acw", filters, filters, network.pos_embed[0, 1:].unflatten(0, (37, 37)))
+    filters = cubic(
+        [(j + 0.5) * 37 / 16.1 - 0.5 for j in range(16)], 37
+    )  # 16.1: the published offset
+    expected = torch.einsum(
+        "ab,cd,bdw->acw", filters, filters, network.pos_embed[0, 1:].unflatten(0, (37, 37))
+    )
     torch.testing.assert_close(positions[1:], expected.flatten(0, 1), rtol=1e-3, atol=1e-4)
 
 
@@ -297,9 +343,13 @@ def test_clip_is_torch_fidelitys_where_nothing_is_resized(files, tmp_path, monke
     images = random_images(3, size=32)
     oracle = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(archive))(images)[0]
     assert float(oracle.std()) > 0.1
-    torch.testing.assert_close(CLIP(files["clip"], sha256=None)(images), oracle, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        CLIP(files["clip"], sha256=None)(images), oracle, rtol=1e-4, atol=1e-5
+    )
     for unpublished in (None, sha256(archive)):  # which a checkpoint may say as well
-        with pytest.raises(CheckpointError, match="a TorchScript archive holds code: only the published one"):
+        with pytest.raises(
+            CheckpointError, match="a TorchScript archive holds code: only the published one"
+        ):
             CLIP(archive, sha256=unpublished)
     monkeypatch.setattr(clip, "_published", lambda variant: Published("", (), sha256(archive)))
     torch.testing.assert_close(CLIP(archive)(images), oracle, rtol=1e-4, atol=1e-5)
@@ -314,7 +364,9 @@ def test_networks_have_the_published_size(small_variants):
     transformers = dinov2.VARIANTS | {"vit-l-14": small_variants["dinov2"]}
     encoders = clip.VARIANTS | {"vit-b-32": small_variants["clip"]}
     with torch.device("meta"):
-        sizes = [millions(dinov2._VisionTransformer(*variant[:3])) for variant in transformers.values()]
+        sizes = [
+            millions(dinov2._VisionTransformer(*variant[:3])) for variant in transformers.values()
+        ]
         assert sizes == [22.06, 86.58, 304.37]
         sizes = [millions(VisionTransformer(*variant)) for variant in encoders.values()]
         assert sizes == [87.85, 86.19, 303.97, 304.29]

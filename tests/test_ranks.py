@@ -39,7 +39,10 @@ def on_ranks(tmp_path):
         for rank in ranks:
             rank.start()
         try:
-            found = dict((rank, (kind, told)) for rank, kind, told in (answers.get(timeout=60) for _ in ranks))
+            found = dict(
+                (rank, (kind, told))
+                for rank, kind, told in (answers.get(timeout=60) for _ in ranks)
+            )
         finally:
             for rank in ranks:
                 rank.kill()

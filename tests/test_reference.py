@@ -45,7 +45,9 @@ def test_held_out_images_need_no_moments(tmp_path):
     """One image has none; for more they are computed when asked for."""
     features, data = Counting(), load(None, "test")
     one = ImageData(data.images[:1])
-    assert torch.equal(reference_of(features, one, tmp_path, decomposed=False).features, features(one.images))
+    assert torch.equal(
+        reference_of(features, one, tmp_path, decomposed=False).features, features(one.images)
+    )
     found = [reference_of(features, data, tmp_path, decomposed=False) for _ in range(2)]
     assert features.asked == 1 + 1 + 360
     assert found[1].moments.root.shape[0] == 64

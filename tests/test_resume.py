@@ -39,7 +39,10 @@ def test_killed_and_started_again(zygote, unbroken, tmp_path, model, variant, st
     command = [*words(model, variant), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     killed = zygote.run("train", *command, fault(step, where))
     assert killed.code == -signal.SIGKILL, killed.err
-    assert all(damage(path) == "" for path in CheckpointStore(tmp_path / "run" / "checkpoints").candidates())
+    assert all(
+        damage(path) == ""
+        for path in CheckpointStore(tmp_path / "run" / "checkpoints").candidates()
+    )
     resumed = zygote.run("train", *command)
     assert resumed.code == 0, resumed.err
     assert_same(tmp_path / "run", unbroken(model, variant))
@@ -57,7 +60,10 @@ def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
     """``ckpt_path`` leaves the first run as it is; the second one has its history and its best checkpoint."""
     first, second = tmp_path / "first", tmp_path / "second"
     command = words("vae", "plain")
-    assert zygote.run("train", *command, f"hydra.run.dir={first}", fault(8, "batch_end")).code == -signal.SIGKILL
+    assert (
+        zygote.run("train", *command, f"hydra.run.dir={first}", fault(8, "batch_end")).code
+        == -signal.SIGKILL
+    )
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     done = zygote.run("train", *command, f"ckpt_path={first}", f"hydra.run.dir={second}")
     assert done.code == 0, done.err

@@ -11,7 +11,12 @@ from src.runtime.settings import setting_of
 from src.train import train
 
 SMALL = ["network=mlp", "callback.generation=null", "callback.grid=null", "logger=csv"]
-SMALL += ["trainer=cpu", "trainer.max_steps=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"]
+SMALL += [
+    "trainer=cpu",
+    "trainer.max_steps=1",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+]
 
 
 def composed(*words):
@@ -43,8 +48,19 @@ def refusal(run_dir, *words):
         ["trainer.max_steps=null", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"],
         ["trainer.devices=2", "trainer.precision=bf16-mixed", "trainer.deterministic=true"],
         ["logger.csv=null", "callback.progress=null", "callback.checkpoint.monitor=val/mse"],
-        ["sampler=heun", "metric=none", "features=pixels", "optimized_metric=val/mse", "cache_dir=elsewhere"],
-        ["dataset.root=elsewhere", "dataset.num_workers=2", "dataset.max_steps=5", "trainer.limit_val_batches=2"],
+        [
+            "sampler=heun",
+            "metric=none",
+            "features=pixels",
+            "optimized_metric=val/mse",
+            "cache_dir=elsewhere",
+        ],
+        [
+            "dataset.root=elsewhere",
+            "dataset.num_workers=2",
+            "dataset.max_steps=5",
+            "trainer.limit_val_batches=2",
+        ],
     ],
 )
 def test_how_long_where_and_what_is_shown_may_change(run_dir, words):
@@ -81,7 +97,13 @@ def test_what_the_weights_depend_on_may_not(run_dir, words, difference):
 
 
 def test_another_model_is_told_without_what_it_brings(cli, run_dir, tmp_path):
-    words = ["model=vae", "logger=csv", "trainer.max_steps=9", f"ckpt_path={run_dir}", "hydra.run.dir=other"]
+    words = [
+        "model=vae",
+        "logger=csv",
+        "trainer.max_steps=9",
+        f"ckpt_path={run_dir}",
+        "hydra.run.dir=other",
+    ]
     done = cli("train", *words)
     assert done.code == 2
     assert f"error: ckpt_path={run_dir}: the checkpoint was made with other settings: " in done.err
@@ -92,8 +114,19 @@ def test_another_model_is_told_without_what_it_brings(cli, run_dir, tmp_path):
 
 
 def test_at_most_ten_differences_are_listed(run_dir):
-    words = ["seed=1", "dataset.flip=true", "dataset.binarize=static", "optimizer.lr=1", "optimizer.weight_decay=0"]
-    words += ["schedule.num_timesteps=60", "schedule.offset=0.1", "schedule.max_beta=0.5", "network.num_layers=1"]
+    words = [
+        "seed=1",
+        "dataset.flip=true",
+        "dataset.binarize=static",
+        "optimizer.lr=1",
+        "optimizer.weight_decay=0",
+    ]
+    words += [
+        "schedule.num_timesteps=60",
+        "schedule.offset=0.1",
+        "schedule.max_beta=0.5",
+        "network.num_layers=1",
+    ]
     words += ["callback.ema.decay=0", "network.dropout=0.5", "model.clip_denoised=false"]
     message = refusal(run_dir, *words)
     assert message.count(" -> ") == 10
@@ -102,7 +135,11 @@ def test_at_most_ten_differences_are_listed(run_dir):
 
 def test_settings_are_called_as_they_are_typed():
     raw = {
-        "model": {"schedule": "${schedule}", "decoder": "${network.decoder}", "size": "${dataset.shape.0}"},
+        "model": {
+            "schedule": "${schedule}",
+            "decoder": "${network.decoder}",
+            "size": "${dataset.shape.0}",
+        },
         "schedule": {"steps": 5},
         "network": {
             "encoder": {"width": 3},

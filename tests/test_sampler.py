@@ -26,7 +26,12 @@ NUM = 40_000  # samples, where they are counted
 
 def run(sampler, data, schedule, num=NUM, **settings):
     """Samples of a sampler that has the exact denoiser, from exact draws of x_T."""
-    return sampler(data.denoiser(schedule), schedule, data.sample(schedule, schedule.num_timesteps, num), **settings)
+    return sampler(
+        data.denoiser(schedule),
+        schedule,
+        data.sample(schedule, schedule.num_timesteps, num),
+        **settings,
+    )
 
 
 def closed_form(schedule, times, noise):
@@ -39,7 +44,9 @@ def closed_form(schedule, times, noise):
     for t, s in pairwise(times):
         a, b = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[s])
         added, of_eps = noise(a, b)
-        shrink = VARIANCE * a**0.5 / (VARIANCE * a + 1 - a)  # x0-hat = MEAN + shrink (x_t - sqrt(a) MEAN)
+        shrink = (
+            VARIANCE * a**0.5 / (VARIANCE * a + 1 - a)
+        )  # x0-hat = MEAN + shrink (x_t - sqrt(a) MEAN)
         slope = b**0.5 * shrink + of_eps * (1 - a**0.5 * shrink) / (1 - a) ** 0.5
         mean = b**0.5 * MEAN + slope * (mean - a**0.5 * MEAN)
         variance = slope**2 * variance + added
@@ -85,10 +92,15 @@ def test_moments_of_gaussian_data_match_the_closed_form(chain, schedule):
 def test_ddim_matches_the_closed_form_to_rounding(schedule):
     process = schedule_of(schedule)
     mean, std = closed_form(process, process.timesteps(20), partial(ddim_noise, 0))
-    exact, x = gaussian(MEAN, VARIANCE).denoiser(process), torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1)
+    exact, x = (
+        gaussian(MEAN, VARIANCE).denoiser(process),
+        torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1),
+    )
     start_mean = process.alpha_bar[-1].sqrt() * MEAN
     start_std = (process.alpha_bar[-1] * VARIANCE + 1 - process.alpha_bar[-1]).sqrt()
-    x = ddim(exact, process, start_mean + start_std * x, num_steps=20).flatten()  # an affine map of its start
+    x = ddim(
+        exact, process, start_mean + start_std * x, num_steps=20
+    ).flatten()  # an affine map of its start
     torch.testing.assert_close(x[0].item(), mean, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close((x[1] - x[0]).item(), std, rtol=1e-9, atol=0)
 
@@ -97,8 +109,15 @@ def test_ddim_matches_the_closed_form_to_rounding(schedule):
 @options("sampler")
 def test_samples_have_the_distribution_of_a_mixture(sampler, schedule):
     process = schedule_of(schedule)
-    x = run(build("sampler", sampler), Mixture(), process, num=10_000, num_steps=200, generator=seeded())
-    assert kstest(x.flatten().numpy(), lambda values: Mixture().cdf(torch.from_numpy(values)).numpy()).statistic < 0.02
+    x = run(
+        build("sampler", sampler), Mixture(), process, num=10_000, num_steps=200, generator=seeded()
+    )
+    assert (
+        kstest(
+            x.flatten().numpy(), lambda values: Mixture().cdf(torch.from_numpy(values)).numpy()
+        ).statistic
+        < 0.02
+    )
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
@@ -106,7 +125,9 @@ def test_samples_have_the_distribution_of_a_mixture(sampler, schedule):
 def test_a_single_image_is_found_in_any_number_of_steps(sampler, num_steps):
     process, image = schedule_of("cosine"), torch.linspace(-1, 1, 12).view(1, 3, 2, 2)
     noise = torch.randn(4, 3, 2, 2, generator=seeded())
-    x = build("sampler", sampler)(lambda x, t: image.expand_as(x), process, noise, num_steps=num_steps)
+    x = build("sampler", sampler)(
+        lambda x, t: image.expand_as(x), process, noise, num_steps=num_steps
+    )
     torch.testing.assert_close(x, image.expand_as(x), rtol=0, atol=1e-5)
 
 
@@ -150,10 +171,16 @@ def test_timesteps_are_the_grid_that_num_steps_stands_for(sampler):
 
 @options("sampler")
 def test_an_image_depends_on_its_own_generator_alone(sampler):
-    process, sampler, x = schedule_of("linear", 100), build("sampler", sampler, T=100), torch.randn(3, 2, 4, 4)
+    process, sampler, x = (
+        schedule_of("linear", 100),
+        build("sampler", sampler, T=100),
+        torch.randn(3, 2, 4, 4),
+    )
 
     def sample(images, seeds):
-        return sampler(lambda x, t: 0.5 * x.tanh(), process, images, num_steps=10, generator=generators(seeds))
+        return sampler(
+            lambda x, t: 0.5 * x.tanh(), process, images, num_steps=10, generator=generators(seeds)
+        )
 
     together = sample(x, [5, 6, 7])
     for i, seed in enumerate((5, 6, 7)):
@@ -169,14 +196,20 @@ def test_ddim_with_eta_1_is_the_ddpm_posterior():
         torch.testing.assert_close(*samples, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("times", [range(1000, -1, -1), (1000, 999, 700, 650, 12, 1, 0)], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "times", [range(1000, -1, -1), (1000, 999, 700, 650, 12, 1, 0)], ids=["all", "some"]
+)
 @pytest.mark.parametrize("variance", ["large", "small"])
 def test_ddpm_matches_diffusers(variance, times):
     process, x = linear(), torch.randn(2, 1, 4, 4, generator=seeded(1))
-    peer = peer_scheduler("DDPMScheduler", process, variance_type=f"fixed_{variance}", clip_sample=False)
+    peer = peer_scheduler(
+        "DDPMScheduler", process, variance_type=f"fixed_{variance}", clip_sample=False
+    )
     peer.set_timesteps(timesteps=[t - 1 for t in times if t > 0])
     theirs = peer_run(peer, lambda x, t: x.tanh(), x, generator=seeded())
-    mine = ddpm(lambda x, t: x.tanh(), process, x, variance=variance, timesteps=times, generator=seeded())
+    mine = ddpm(
+        lambda x, t: x.tanh(), process, x, variance=variance, timesteps=times, generator=seeded()
+    )
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -194,7 +227,12 @@ def test_ddim_matches_diffusers(num_steps, eta):
 @pytest.mark.parametrize("num_steps", [2, 20, 100])
 def test_dpm_solver_matches_diffusers(num_steps):
     process, x = linear(), torch.randn(2, 1, 4, 4, generator=seeded(1))
-    peer = peer_scheduler("DPMSolverMultistepScheduler", process, timestep_spacing="trailing", final_sigmas_type="zero")
+    peer = peer_scheduler(
+        "DPMSolverMultistepScheduler",
+        process,
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+    )
     assert (peer.config.algorithm_type, peer.config.solver_order) == ("dpmsolver++", 2)
     assert peer.config.solver_type == "midpoint"
     peer.set_timesteps(num_steps)
@@ -221,7 +259,11 @@ def test_noise_prediction_of_the_cosine_schedule_stays_finite_when_clipped(sampl
 
 @options("sampler")
 def test_bad_times_are_refused(sampler):
-    sampler, process, x = build("sampler", sampler, T=100), schedule_of("linear", 100), torch.zeros(1, 1, 1, 1)
+    sampler, process, x = (
+        build("sampler", sampler, T=100),
+        schedule_of("linear", 100),
+        torch.zeros(1, 1, 1, 1),
+    )
     for times in ([], [5], [101, 50, 0], [50, -1], [50, 50, 0], [10, 50, 0], [100, 40, 60, 0]):
         with pytest.raises(ConfigError, match="^timesteps="):
             sampler(lambda x, t: x, process, x, timesteps=times)
@@ -232,7 +274,12 @@ def test_bad_times_are_refused(sampler):
 
 @pytest.mark.parametrize(
     ("sampler", "setting"),
-    [(ddim, {"eta": -0.1}), (ddim, {"eta": 1.1}), (ddim, {"eta": float("nan")}), (ddpm, {"variance": "medium"})],
+    [
+        (ddim, {"eta": -0.1}),
+        (ddim, {"eta": 1.1}),
+        (ddim, {"eta": float("nan")}),
+        (ddpm, {"variance": "medium"}),
+    ],
 )
 def test_bad_settings_are_refused_by_name(sampler, setting):
     with pytest.raises(ConfigError, match=f"^{next(iter(setting))}="):

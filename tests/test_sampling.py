@@ -19,7 +19,9 @@ class Convolved(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
+        )
         self.drawn = 0
 
     def sample(self, num, label=None, generator=None):
@@ -65,7 +67,9 @@ def test_another_batch_size_moves_few_pixels_by_one_level(model, monkeypatch, ba
 
 def test_repeats_have_noise_of_their_own(model):
     sampler = Sampler(seed=0, batch_size=8)
-    first, second = (images(dict(sampler.blocks(model, 10 * (r + 1), begin=10 * r))) for r in range(2))
+    first, second = (
+        images(dict(sampler.blocks(model, 10 * (r + 1), begin=10 * r))) for r in range(2)
+    )
     assert len(first) == len(second) == 10
     together = images(dict(sampler.blocks(model, 20)))
     assert (together.int() - torch.cat([first, second]).int()).abs().max() <= 1
@@ -119,6 +123,11 @@ def test_an_interrupted_sampling_goes_on_in_its_directory(cli, small, tmp_path, 
     assert done.code == 0, done.err
     assert "8 of 12 samples were drawn before" in done.out
     assert calls == [0, 4, 8]
-    whole, part = (np.load(tmp_path / name / "samples.npz")["samples"] for name in ("whole", "part"))
+    whole, part = (
+        np.load(tmp_path / name / "samples.npz")["samples"] for name in ("whole", "part")
+    )
     assert np.array_equal(whole, part)
-    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == ["grid.png", "samples.npz"]
+    assert sorted(path.name for path in (tmp_path / "part").iterdir()) == [
+        "grid.png",
+        "samples.npz",
+    ]

@@ -46,7 +46,9 @@ def products(betas):
 
 def relative_error(values, reference):
     pairs = zip(values.double().flatten().tolist(), reference, strict=True)
-    return float(max(abs(mp.mpf(value) - exact) / abs(exact) for value, exact in pairs if exact != 0))
+    return float(
+        max(abs(mp.mpf(value) - exact) / abs(exact) for value, exact in pairs if exact != 0)
+    )
 
 
 def coefficients(schedule, t, s, dtype):
@@ -112,18 +114,25 @@ def test_posterior_matches_fifty_digits(schedule, T, stride):
         [(1 - a / b) * (1 - b) / (1 - a) for a, b in pairs],
     )
     for dtype, allowed in ((torch.float64, STORED), (torch.float32, CAST)):
-        for values, correct in zip(coefficients(process, t, t - stride, dtype), reference, strict=True):
+        for values, correct in zip(
+            coefficients(process, t, t - stride, dtype), reference, strict=True
+        ):
             assert values.dtype == dtype
             assert relative_error(values, correct) < allowed
 
 
-@pytest.mark.parametrize("ends", [{"beta_start": 1e-4, "beta_end": 0.02}, {"beta_start": 1e-3, "beta_end": 0.05}])
 @pytest.mark.parametrize(
-    ("schedule", "name"), [("linear", "linear"), ("quadratic", "scaled_linear"), ("sigmoid", "sigmoid")]
+    "ends", [{"beta_start": 1e-4, "beta_end": 0.02}, {"beta_start": 1e-3, "beta_end": 0.05}]
+)
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [("linear", "linear"), ("quadratic", "scaled_linear"), ("sigmoid", "sigmoid")],
 )
 def test_betas_match_diffusers(schedule, name, ends):
     peer = DDPMScheduler(1000, beta_schedule=name, **ends)
-    torch.testing.assert_close(schedule_of(schedule, **ends).betas[1:].float(), peer.betas, rtol=1e-5, atol=2e-7)
+    torch.testing.assert_close(
+        schedule_of(schedule, **ends).betas[1:].float(), peer.betas, rtol=1e-5, atol=2e-7
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.008, 0.1])
@@ -133,7 +142,9 @@ def test_cosine_is_the_squared_cosine(offset):
     torch.testing.assert_close(alpha_bar[:199], (f / f[0])[:199], rtol=1e-5, atol=0)
     torch.testing.assert_close(alpha_bar[200], 0.1 * alpha_bar[199])
     peer = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-    torch.testing.assert_close(schedule_of("cosine").betas[1:].float(), peer.betas, rtol=1e-5, atol=2e-7)
+    torch.testing.assert_close(
+        schedule_of("cosine").betas[1:].float(), peer.betas, rtol=1e-5, atol=2e-7
+    )
 
 
 @options("schedule")
@@ -144,13 +155,17 @@ def test_single_steps_compose_to_the_marginal(schedule):
     for t in range(1, 51):
         beta = process.step_variance(t, t - 1)
         mean, variance = (1 - beta) ** 0.5 * mean, (1 - beta) * variance + beta
-        x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(x.shape, generator=own, dtype=torch.float64)
+        x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(
+            x.shape, generator=own, dtype=torch.float64
+        )
         signal, sigma = process.scales(torch.tensor([t]))
         assert mean == pytest.approx(0.7 * signal.item(), rel=1e-6)
         assert variance == pytest.approx(sigma.item() ** 2, rel=1e-6)
         if t in (1, 10, 50):
             jump = process.add_noise(
-                torch.full_like(x, 0.7), torch.randn(x.shape, generator=own), torch.full((40_000,), t)
+                torch.full_like(x, 0.7),
+                torch.randn(x.shape, generator=own),
+                torch.full((40_000,), t),
             )
             for draws in (x, jump):
                 assert abs(draws.mean() - mean) < 5 * (variance / 40_000) ** 0.5
@@ -164,14 +179,18 @@ def test_add_noise_and_scales_are_per_image(schedule):
     x_t = process.add_noise(x0, eps, t)
     assert torch.equal(x_t[0], x0[0])
     for i, time in enumerate(t.tolist()):
-        by_hand = process.alpha_bar[time].sqrt() * x0[i] + (1 - process.alpha_bar[time]).sqrt() * eps[i]
+        by_hand = (
+            process.alpha_bar[time].sqrt() * x0[i] + (1 - process.alpha_bar[time]).sqrt() * eps[i]
+        )
         torch.testing.assert_close(x_t[i], by_hand.float())
     log_snr = process.log_snr(t)
     torch.testing.assert_close(log_snr.exp(), process.alpha_bar[t] / (1 - process.alpha_bar[t]))
     assert (process.log_snr(torch.arange(1001)).diff() < 0).all()
 
 
-@pytest.mark.parametrize(("t", "s"), [(2, 1), (500, 499), (1000, 999), (300, 100), (1000, 10), (900, 1)])
+@pytest.mark.parametrize(
+    ("t", "s"), [(2, 1), (500, 499), (1000, 999), (300, 100), (1000, 10), (900, 1)]
+)
 @options("schedule")
 def test_posterior_is_bayes_rule(schedule, t, s):
     """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0): normalised on a grid, without any formula."""
@@ -189,14 +208,19 @@ def test_posterior_is_bayes_rule(schedule, t, s):
     density = log_density.softmax(0)
     true_mean = (density * x_s).sum()
     assert center == pytest.approx(true_mean.item(), abs=1e-7 * spread + 1e-9)
-    assert variance.item() == pytest.approx((density * (x_s - true_mean) ** 2).sum().item(), rel=1e-6)
+    assert variance.item() == pytest.approx(
+        (density * (x_s - true_mean) ** 2).sum().item(), rel=1e-6
+    )
 
 
 @options("schedule")
 def test_posterior_at_the_first_step_is_x0(schedule):
     process = schedule_of(schedule)
     x0, x_t = torch.randn(2, 3, 1, 4, 4, generator=seeded())
-    for t, s in ((torch.ones(3, dtype=torch.long), None), (torch.tensor([1000]), torch.tensor([0]))):
+    for t, s in (
+        (torch.ones(3, dtype=torch.long), None),
+        (torch.tensor([1000]), torch.tensor([0])),
+    ):
         mean, variance = process.posterior(x0, x_t, t, s)
         torch.testing.assert_close(mean, x0)
         assert (variance == 0).all()

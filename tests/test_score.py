@@ -33,7 +33,10 @@ def test_scores_are_bounds_of_a_probability_image_by_image(name):
         assert value.isfinite().all()
         assert (value < 0).all()
     again = scored(name)
-    assert all(torch.equal(value, again.log_likelihood[key]) for key, value in result.log_likelihood.items())
+    assert all(
+        torch.equal(value, again.log_likelihood[key])
+        for key, value in result.log_likelihood.items()
+    )
     alone = scored(name, (4, 1))
     for key, value in result.log_likelihood.items():
         torch.testing.assert_close(value[[4, 1]], alone.log_likelihood[key], rtol=1e-4, atol=1e-4)
@@ -55,7 +58,11 @@ def test_capabilities_of_scoring():
     known = [CanScore, CanEstimate, CanEncode, HasPosterior]
     assert [c for c in known if isinstance(vae, c)] == known
     assert [c for c in known if isinstance(diffusion, c)] == known[:2]
-    assert (vae.discrete_scale, make_vae().discrete_scale, diffusion.discrete_scale) == ("bits", "8-bit", "8-bit")
+    assert (vae.discrete_scale, make_vae().discrete_scale, diffusion.discrete_scale) == (
+        "bits",
+        "8-bit",
+        "8-bit",
+    )
     assert torch.equal(vae.encode(bits()), vae.posterior(bits()).mean)
 
 
@@ -66,7 +73,9 @@ def test_bernoulli_has_no_score_of_grey_images():
 
 def test_parts_of_a_vae_add_up():
     result = scored("vae logistic")
-    torch.testing.assert_close(result.parts["distortion"] + result.parts["rate"], -result.log_likelihood["elbo"])
+    torch.testing.assert_close(
+        result.parts["distortion"] + result.parts["rate"], -result.log_likelihood["elbo"]
+    )
     assert (result.parts["rate"] > 0).all()
     assert result.times is None
 
@@ -84,7 +93,9 @@ def test_diffusion_scores_by_its_bound_clipped_and_its_flow_unclipped():
     assert (result.times.shape, result.times.dtype) == ((8, 8), torch.long)
     assert torch.equal(result.times, bound.times)
     for variance in ("large", "small"):
-        assert torch.equal(result.log_likelihood[f"vlb_{variance}"], bound.log_likelihood(variance).detach())
+        assert torch.equal(
+            result.log_likelihood[f"vlb_{variance}"], bound.log_likelihood(variance).detach()
+        )
         assert torch.equal(result.parts[f"L_t_{variance}"], bound.terms[variance])
         assert torch.equal(result.parts[f"distortion_{variance}"], bound.reconstruction[variance])
     unclipped = model.score(x, EFFORT, seeded()).log_likelihood["vlb_large"]
@@ -92,7 +103,9 @@ def test_diffusion_scores_by_its_bound_clipped_and_its_flow_unclipped():
     whole = model.score(x, Effort(timesteps=None), seeded())
     assert set(whole.log_likelihood) == {"vlb_large", "vlb_small"}
     assert torch.equal(whole.times, torch.arange(2, 51).expand(8, -1))
-    assert torch.equal(model.log_likelihood(x, seeded()), whole.log_likelihood["vlb_large"])  # T = 50 < 100 terms
+    assert torch.equal(
+        model.log_likelihood(x, seeded()), whole.log_likelihood["vlb_large"]
+    )  # T = 50 < 100 terms
 
 
 @torch.no_grad()
@@ -100,7 +113,9 @@ def test_weights_of_the_exact_posterior_are_the_evidence():
     model, evidence = linear_vae()
     x = images(5).double()
     expected = evidence.log_prob(x.flatten(1)).expand(7, 5)
-    torch.testing.assert_close(model.log_weights(x, 7, seeded(), chunk=3), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        model.log_weights(x, 7, seeded(), chunk=3), expected, rtol=0, atol=2e-6
+    )
 
 
 @torch.no_grad()
@@ -116,7 +131,9 @@ def test_mean_weight_is_unbiased_and_the_bound_grows_with_k():
         gaps = ratio.view(copies // k, k, 5).logsumexp(1) - math.log(k)
         error = gaps.std(0) / (copies / k) ** 0.5
         assert (gaps.mean(0) < 5 * error).all()
-        assert (gaps.mean(0) > previous - (5 * error if k == 1 else 0)).all()  # groups of groups: Jensen on each path
+        assert (
+            gaps.mean(0) > previous - (5 * error if k == 1 else 0)
+        ).all()  # groups of groups: Jensen on each path
         previous = gaps.mean(0)
     assert (previous.abs() < 0.05).all()
 

@@ -16,7 +16,9 @@ UNIT = math.prod(SHAPE) * math.log(2)
 
 
 def data_of(seed=0, **settings):
-    return ImageDataModule(lambda split: ImageData(to_uint8(images(20))), SHAPE, 4, seed=seed, **settings)
+    return ImageDataModule(
+        lambda split: ImageData(to_uint8(images(20))), SHAPE, 4, seed=seed, **settings
+    )
 
 
 def measured(model, data=None, **effort):
@@ -44,7 +46,9 @@ def test_the_row_on_which_families_compare_is_the_tightest_bound():
     assert best.value == found["bits_per_dim_iwae_100"].value == pytest.approx(80 / UNIT)
     assert best.context["estimate"] == "iwae_100"
     assert best.context["importance_samples"] == 100
-    assert found["bits_per_dim_flow"].value == pytest.approx(10 / UNIT)  # a solver's error is no bound
+    assert found["bits_per_dim_flow"].value == pytest.approx(
+        10 / UNIT
+    )  # a solver's error is no bound
     assert "ODE solver" in found["bits_per_dim_flow"].context["likelihood_kind"]
     partly = measured(Fixed(vlb_large=math.nan, vlb_small=-70.0))
     assert partly["bits_per_dim"].context["estimate"] == "vlb_small"
@@ -57,15 +61,24 @@ def test_the_row_of_binarised_images_says_how_they_were():
     model, found = make_vae("bernoulli"), {}
     for how in ("static", "dynamic"):
         found |= measured(model, data_of(binarize=how), importance_samples=3)
-    assert {f"nats_{how}{name}" for how in ("static", "dynamic") for name in ("", "_elbo", "_iwae_3")} < found.keys()
+    assert {
+        f"nats_{how}{name}" for how in ("static", "dynamic") for name in ("", "_elbo", "_iwae_3")
+    } < found.keys()
     assert found["nats_static"].context["values"].startswith("bits (static")
 
 
 def test_every_number_says_which_effort_it_took():
     found = measured(make_diffusion(), timesteps=7, flow_steps=2)
     efforts = {"importance_samples", "timesteps", "flow_steps"}
-    by_name = {name: {k: v for k, v in m.context.items() if k in efforts} for name, m in found.items()}
-    assert by_name["bits_per_dim_vlb_large"] == by_name["rate_small"] == by_name["bits_per_dim"] == {"timesteps": 7}
+    by_name = {
+        name: {k: v for k, v in m.context.items() if k in efforts} for name, m in found.items()
+    }
+    assert (
+        by_name["bits_per_dim_vlb_large"]
+        == by_name["rate_small"]
+        == by_name["bits_per_dim"]
+        == {"timesteps": 7}
+    )
     assert by_name["bits_per_dim_flow"] == {"flow_steps": 2}
     assert by_name["distortion_large"] == {}
     assert measured(make_diffusion(), timesteps=None)["rate_large"].context["timesteps"] == "all"
@@ -92,7 +105,9 @@ def test_a_model_with_log_likelihood_alone_is_scored_by_it():
     found = measured(model)
     assert set(found) == {"log_likelihood"}  # a density has no place in the row of bits/dim
     number = found["log_likelihood"]
-    assert number.value == pytest.approx(float(images(20).flatten(1).sum(1).double().mean()), rel=1e-5)
+    assert number.value == pytest.approx(
+        float(images(20).flatten(1).sum(1).double().mean()), rel=1e-5
+    )
     assert number.error > 0
     assert number.context["likelihood_kind"] == "exact, density on [-1, 1]"
     assert number.context["unit"] == "nats per image"
@@ -101,7 +116,9 @@ def test_a_model_with_log_likelihood_alone_is_scored_by_it():
 def test_noise_and_dynamic_bits_are_those_of_the_seed():
     def elbo(seed, how):
         torch.manual_seed(0)
-        return measured(make_vae("bernoulli"), data_of(seed, binarize=how), importance_samples=2)["nats_" + how].value
+        return measured(make_vae("bernoulli"), data_of(seed, binarize=how), importance_samples=2)[
+            "nats_" + how
+        ].value
 
     for how in ("static", "dynamic"):
         assert elbo(0, how) == elbo(0, how)

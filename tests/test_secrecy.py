@@ -28,7 +28,9 @@ def test_no_file_of_a_run_holds_a_secret(cli, small, secrets, tmp_path):
     assert done.code == 0, done
     contents = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     seen = {path.suffix for path, content in contents.items() if b"in-the-open" in content}
-    assert {".yaml", ".ckpt", ".wandb"} <= seen, "a value that is no secret is found where values are recorded"
+    assert {".yaml", ".ckpt", ".wandb"} <= seen, (
+        "a value that is no secret is found where values are recorded"
+    )
     for value in SECRETS.values():
         assert value not in done.out + done.err
         assert [path for path, content in contents.items() if value.encode() in content] == []
@@ -60,8 +62,21 @@ def test_other_settings_pass(secrets, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("KEY_DIRECTORY", "/data/sets")
     refuse_secrets(
-        ["trainer.deterministic=false", "dataset.root=/data/sets/mnist", "dataset.root=/a/token=5", "sampler=ddim"]
-        + ["+tokens=7", "+num_tokens=7", "+monkey=1", "+bypass=1", "optimizer.lr=0.1", "--multirun", "ckpt_path=key=3"]
+        [
+            "trainer.deterministic=false",
+            "dataset.root=/data/sets/mnist",
+            "dataset.root=/a/token=5",
+            "sampler=ddim",
+        ]
+        + [
+            "+tokens=7",
+            "+num_tokens=7",
+            "+monkey=1",
+            "+bypass=1",
+            "optimizer.lr=0.1",
+            "--multirun",
+            "ckpt_path=key=3",
+        ]
     )
 
 
@@ -88,7 +103,9 @@ def test_the_configuration_cannot_fetch_a_secret(cli, small, secrets, tmp_path, 
 def test_other_variables_can_be_fetched(monkeypatch):
     monkeypatch.setenv("DATA_ROOT", "/data")
     monkeypatch.delenv("NOWHERE", raising=False)
-    cfg = OmegaConf.create({"a": "${oc.env:DATA_ROOT}", "b": "${oc.env:NOWHERE,7}", "c": "${oc.env:NOWHERE,null}"})
+    cfg = OmegaConf.create(
+        {"a": "${oc.env:DATA_ROOT}", "b": "${oc.env:NOWHERE,7}", "c": "${oc.env:NOWHERE,null}"}
+    )
     assert OmegaConf.to_container(cfg, resolve=True) == {"a": "/data", "b": "7", "c": None}
     with pytest.raises(OmegaConfBaseException, match="'NOWHERE' not found"):
         _ = OmegaConf.create({"a": "${oc.env:NOWHERE}"}).a

@@ -26,11 +26,30 @@ from src.weighting import Uniform
 
 LEFT_OUT = ("mnist", "fashion_mnist", "cifar10", "image_folder", "webdataset")  # no data at hand
 LEFT_OUT += ("unet",)  # unet_small at full size
-NO_NUMBERS = ("experiment", "logger", "launcher", "sweep", "search")  # the last three are the driver's
-NUMBERS = ("sigma", "max_epochs", "limit_train_batches", "test_samples", "every_steps", "val_check_interval")
+NO_NUMBERS = (
+    "experiment",
+    "logger",
+    "launcher",
+    "sweep",
+    "search",
+)  # the last three are the driver's
+NUMBERS = (
+    "sigma",
+    "max_epochs",
+    "limit_train_batches",
+    "test_samples",
+    "every_steps",
+    "val_check_interval",
+)
 OF_VAE = ("likelihood", "beta", "conv_autoencoder", "mlp_autoencoder")
-ALSO_CALLED = {"dataset.image_size": "dataset.image_shape", "trainer.num_nodes": "devices"}  # together with others
-NOT_USED = ("dataset.num_classes", "grace_seconds")  # by the assembly; the latter is the command line's
+ALSO_CALLED = {
+    "dataset.image_size": "dataset.image_shape",
+    "trainer.num_nodes": "devices",
+}  # together with others
+NOT_USED = (
+    "dataset.num_classes",
+    "grace_seconds",
+)  # by the assembly; the latter is the command line's
 
 
 def leaves(node, path):
@@ -46,43 +65,98 @@ def leaves(node, path):
 
 def every_setting():
     """(words that choose the option, name of the setting) for all groups."""
-    for group in sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in NO_NUMBERS):
+    for group in sorted(
+        folder.name
+        for folder in CONF.iterdir()
+        if folder.is_dir() and folder.name not in NO_NUMBERS
+    ):
         for option in (name for name in options(group) if name not in LEFT_OUT):
             content = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
             content.pop("defaults", None)
             vae = group in OF_VAE or option in OF_VAE
-            words = (*(["model=vae"] if vae else []), *([] if group == "callback" else [f"{group}={option}"]))
+            words = (
+                *(["model=vae"] if vae else []),
+                *([] if group == "callback" else [f"{group}={option}"]),
+            )
             is_global = "# @package _global_" in (CONF / group / f"{option}.yaml").read_text()
             yield from ((words, name) for name in leaves(content, "" if is_global else group))
     own = OmegaConf.to_container(OmegaConf.load(CONF / "train.yaml"))
-    yield from (((), name) for name in leaves({k: own[k] for k in own if k not in ("defaults", "hydra")}, ""))
+    yield from (
+        ((), name)
+        for name in leaves({k: own[k] for k in own if k not in ("defaults", "hydra")}, "")
+    )
 
 
 SETTINGS = sorted(set(every_setting()))
-ODD = [-1, 0, 1, 10**12, 2**70, 0.5, -0.5, 1.5, 1e-300, 1e300, math.nan, math.inf, True, None, "abc", [], [0], ["a"]]
-VALUES = st.sampled_from(ODD) | st.integers(-3, 12) | st.floats() | st.lists(st.integers(-1, 6), max_size=3)
+ODD = [
+    -1,
+    0,
+    1,
+    10**12,
+    2**70,
+    0.5,
+    -0.5,
+    1.5,
+    1e-300,
+    1e300,
+    math.nan,
+    math.inf,
+    True,
+    None,
+    "abc",
+    [],
+    [0],
+    ["a"],
+]
+VALUES = (
+    st.sampled_from(ODD)
+    | st.integers(-3, 12)
+    | st.floats()
+    | st.lists(st.integers(-1, 6), max_size=3)
+)
 
 REFUSED = [
-    (["callback.checkpoint.monitor=val/nope"], "callback.checkpoint.monitor=val/nope: must be one of test/"),
+    (
+        ["callback.checkpoint.monitor=val/nope"],
+        "callback.checkpoint.monitor=val/nope: must be one of test/",
+    ),
     (["callback.ema=5"], "callback.ema=5: must be an object"),
     (["metric.measures.kid=5"], "metric.measures.kid=5: must be an object"),
     (["trainer.deterministic=maybe"], "trainer.deterministic=maybe: must be true, false or warn"),
-    (["dataset=mnist", "dataset.root=x", "optimized_metric=val/nope"], "optimized_metric=val/nope: must be one of"),
-    (["dataset=mnist", "dataset.root=x", "lr_schedule.final=2"], "lr_schedule.final=2: must be between 0 and 1"),
+    (
+        ["dataset=mnist", "dataset.root=x", "optimized_metric=val/nope"],
+        "optimized_metric=val/nope: must be one of",
+    ),
+    (
+        ["dataset=mnist", "dataset.root=x", "lr_schedule.final=2"],
+        "lr_schedule.final=2: must be between 0 and 1",
+    ),
     (["trainer.devices=999"], "trainer.devices=999: must be auto or from 1 to"),
     (["trainer.max_time=soon"], "trainer.max_time=soon: must be DD:HH:MM:SS"),
     (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be batches"),
     (["trainer=cpu", "trainer.precision=16-mixed"], "use trainer.precision=bf16-mixed or 32-true"),
     (["dataset.max_steps=0"], "dataset.max_steps=0: must be an integer >= 1"),
     (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
-    (["model=vae", "beta.value=1e300"], "beta.value=1e+300: must be a finite number, at most 3.4e+38"),
-    (["model=vae", "+model.latent_dims=3"], "model.latent_dims=3: there is no such setting; did you mean latent_dim?"),
-    (["model=vae", "likelihood=bernoulli"], "the images are not binarised; dataset.binarize=dynamic has"),
+    (
+        ["model=vae", "beta.value=1e300"],
+        "beta.value=1e+300: must be a finite number, at most 3.4e+38",
+    ),
+    (
+        ["model=vae", "+model.latent_dims=3"],
+        "model.latent_dims=3: there is no such setting; did you mean latent_dim?",
+    ),
+    (
+        ["model=vae", "likelihood=bernoulli"],
+        "the images are not binarised; dataset.binarize=dynamic has",
+    ),
     (
         ["model=vae", "likelihood=logistic", "likelihood.channels=3"],
         "likelihood.channels=3: the images have 1 channels",
     ),
-    (["schedule=linear", "schedule.beta_end=0.5"], "prediction=epsilon: says nothing about x0 at t = T"),
+    (
+        ["schedule=linear", "schedule.beta_end=0.5"],
+        "prediction=epsilon: says nothing about x0 at t = T",
+    ),
 ]
 
 
@@ -120,10 +194,18 @@ def no_features():
 
 def test_all_groups_have_settings():
     assert len(SETTINGS) > 90
-    assert {"schedule", "network", "trainer", "optimizer", "callback"} <= {name.split(".")[0] for _, name in SETTINGS}
+    assert {"schedule", "network", "trainer", "optimizer", "callback"} <= {
+        name.split(".")[0] for _, name in SETTINGS
+    }
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(st.sampled_from(SETTINGS), VALUES)
 def test_any_value_is_taken_or_refused_by_its_name(setting, value):
     check(*setting, value)
@@ -137,10 +219,18 @@ def test_what_cannot_work_is_refused_with_a_way_out(words, message):
 
 
 def test_what_is_not_ours_is_left_to_hydra():
-    for node in ({"_target_": "src.nowhere.Nothing", "a": 1}, {"_target_": 5}, {"a": "${b}", "b": "${a}"}):
+    for node in (
+        {"_target_": "src.nowhere.Nothing", "a": 1},
+        {"_target_": 5},
+        {"a": "${b}", "b": "${a}"},
+    ):
         check_settings(OmegaConf.create({"group": node, "b": "${a}", "a": "${b}"}))
     with pytest.raises(ConfigError, match="^a=text: must be a number$"):
-        check_settings(OmegaConf.create({"group": {"_target_": "src.beta.Constant", "value": "${a}"}, "a": "text"}))
+        check_settings(
+            OmegaConf.create(
+                {"group": {"_target_": "src.beta.Constant", "value": "${a}"}, "a": "text"}
+            )
+        )
 
 
 def test_noise_without_end_needs_another_prediction():
@@ -148,7 +238,9 @@ def test_noise_without_end_needs_another_prediction():
     schedule = NoiseSchedule(torch.full((10,), 1 - 1e-12, dtype=torch.float64), name="mine")
     assert schedule.scales(torch.tensor([10]))[0].item() == 0
     rest = (Uniform(), functools.partial(ddim, num_steps=2), (1, 4, 4))
-    with pytest.raises(ConfigError, match="^prediction=epsilon: .* use prediction=velocity or prediction=sample"):
+    with pytest.raises(
+        ConfigError, match="^prediction=epsilon: .* use prediction=velocity or prediction=sample"
+    ):
         Diffusion(MLP((1, 4, 4), hidden=4), schedule, Epsilon(), *rest)
     for prediction in (Velocity(), Sample()):
         model = Diffusion(MLP((1, 4, 4), hidden=4), schedule, prediction, *rest)

@@ -12,7 +12,9 @@ from conftest import CONF, ROOT
 from hygiene import problems
 
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+).stdout.splitlines()
 MIRRORED = ("model", "schedule", "sampler", "network", "dataset", "features", "metric", "callback")
 BIN = Path(sys.executable).parent
 RECIPES = {
@@ -39,7 +41,9 @@ def test_ruff_finds_nothing():
 
 @pytest.mark.skipif(not TRACKED, reason="not a git checkout")
 def test_files_are_clean():
-    assert [line for name in TRACKED if (ROOT / name).is_file() for line in problems(ROOT / name)] == []
+    assert [
+        line for name in TRACKED if (ROOT / name).is_file() for line in problems(ROOT / name)
+    ] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -49,11 +53,15 @@ def test_files_functions_and_signatures_are_small(path):
     most = 12 if path.parent.name == "network" else 8
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            arguments = [a.arg for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
+            arguments = [
+                a.arg for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")
+            ]
             assert node.end_lineno - node.lineno + 1 < 40, f"{node.name} has 40 lines or more"
             assert len(arguments) <= most, f"{node.name} takes {len(arguments)} arguments"
             for argument in node.args.args + node.args.kwonlyargs:
-                assert argument.annotation or argument.arg in ("self", "cls"), f"{node.name}: {argument.arg}"
+                assert argument.annotation or argument.arg in ("self", "cls"), (
+                    f"{node.name}: {argument.arg}"
+                )
 
 
 def test_inheritance_is_flat():
@@ -64,7 +72,11 @@ def test_inheritance_is_flat():
                 own[node.name] = [b.id for b in node.bases if isinstance(b, ast.Name)]
 
     def depth(name):
-        return 1 + max((depth(base) for base in own[name] if base in own), default=0) if name in own else 0
+        return (
+            1 + max((depth(base) for base in own[name] if base in own), default=0)
+            if name in own
+            else 0
+        )
 
     assert max(map(depth, own)) <= 3  # two levels below a base of ours
 
@@ -90,13 +102,17 @@ def test_targets_exist():
 def test_nothing_heavy_is_imported_before_the_configuration():
     heavy = "{'torch', 'pytorch_lightning', 'wandb', 'matplotlib'}"
     code = f"import sys, src.train, src.sample, src.evaluate, src.compare; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"
 
 
 def test_no_unsafe_loading():
     for path in SOURCES:
-        assert not re.search(r"weights_only\s*=\s*False|allow_pickle\s*=\s*True", path.read_text()), path
+        assert not re.search(
+            r"weights_only\s*=\s*False|allow_pickle\s*=\s*True", path.read_text()
+        ), path
 
 
 def test_what_the_theory_points_at_exists():
@@ -107,8 +123,12 @@ def test_what_the_theory_points_at_exists():
         found = set()
         for node in ast.walk(ast.parse((ROOT / name).read_text())):
             if isinstance(node, ast.ClassDef):
-                found |= {node.name} | {f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)}
-                found |= {f"{node.name}.{n.target.id}" for n in node.body if isinstance(n, ast.AnnAssign)}
+                found |= {node.name} | {
+                    f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef)
+                }
+                found |= {
+                    f"{node.name}.{n.target.id}" for n in node.body if isinstance(n, ast.AnnAssign)
+                }
             elif isinstance(node, ast.FunctionDef):
                 found.add(node.name)
         assert symbol in found, f"{name}::{symbol}"

@@ -36,16 +36,24 @@ def test_every_search_draws_the_total_within_the_space(run, search, tmp_path, ca
         assert job["model.latent_dim"] in range(1, 9)
         assert job["model"] == "vae", "what is typed goes to every job"
         assert "sweep.trials" not in job, "may change when the study goes on"
-    assert len({trial.values[0] for trial in study.trials}) == 6, "a sampler of the same seed repeats nothing"
+    assert len({trial.values[0] for trial in study.trials}) == 6, (
+        "a sampler of the same seed repeats nothing"
+    )
     assert (tmp_path / "study.png").stat().st_size > 10_000
     assert f"best  {study.best_trial.number}  val/loss=" in capsys.readouterr().out
 
 
 def test_a_grid_is_every_combination_once(run):
-    space = ("beta.value=1,2.5", "likelihood=choice(gaussian,logistic)", "model.latent_dim=range(2,7,2)")
+    space = (
+        "beta.value=1,2.5",
+        "likelihood=choice(gaussian,logistic)",
+        "model.latent_dim=range(2,7,2)",
+    )
     loss = {"metrics": lambda values: {"val/loss": values["beta.value"]}}
     first, _, _ = run("sweep.trials=5", "search=grid", space=space, **loss)
-    rest, study, _ = run("sweep.trials=100", "search=grid", "hydra.launcher.jobs=3", space=space, **loss)
+    rest, study, _ = run(
+        "sweep.trials=100", "search=grid", "hydra.launcher.jobs=3", space=space, **loss
+    )
     assert len(first.jobs) == 5
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(points) == len(set(points)) == 2 * 2 * 3
@@ -60,12 +68,20 @@ def test_a_study_goes_on_to_its_total(run):
 
 def test_a_failing_job_is_a_failed_trial_and_the_rest_goes_on(run):
     launcher, study, error = run("sweep.trials=5", fails=(1, 3))
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert [trial.state.name for trial in study.trials] == [
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+        "FAIL",
+        "COMPLETE",
+    ]
     assert str(error).startswith("job 1 failed: exit code 6: "), "and is not forgotten at the end"
     assert "(2 of 5 jobs not done)" in str(error)
     metrics = {"metrics": lambda values: {"val/loss": None if values["sweep.trial"] == 5 else 1.0}}
     _, study, error = run("sweep.trials=7", **metrics)
-    assert [trial.state.name for trial in study.trials][5:] == ["FAIL", "COMPLETE"], "metrics.json has null for NaN"
+    assert [trial.state.name for trial in study.trials][5:] == ["FAIL", "COMPLETE"], (
+        "metrics.json has null for NaN"
+    )
 
 
 def test_what_has_failed_is_not_forgotten(run):
@@ -96,14 +112,19 @@ def test_jobs_that_have_ended_without_a_driver_count(run, tmp_path):
 
 
 def test_an_objective_that_no_job_measures_is_told_at_the_first(run):
-    with pytest.raises(ConfigError, match="sweep.objectives.val/los: is not in .*metrics.json; did you mean val/loss"):
+    with pytest.raises(
+        ConfigError,
+        match="sweep.objectives.val/los: is not in .*metrics.json; did you mean val/loss",
+    ):
         run("sweep.trials=3", "sweep.objectives={val/los:minimize}")
 
 
 def test_drivers_must_share_a_directory(run, tmp_path):
     words = ["sweep.trials=2", f"sweep.storage=sqlite:///{tmp_path}/study.db"]
     run(*words)
-    with pytest.raises(ConfigError, match="with another sweep directory than hydra.sweep.dir=.*; all drivers must"):
+    with pytest.raises(
+        ConfigError, match="with another sweep directory than hydra.sweep.dir=.*; all drivers must"
+    ):
         run_study(tmp_path / "elsewhere", *words)
 
 
@@ -121,7 +142,9 @@ def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
     assert [trial.state.name for trial in study.trials] == 4 * ["COMPLETE"] + 2 * ["RUNNING"]
     drawn = {trial.number: dict(trial.params) for trial in study.trials}
     again, study, _ = run("sweep.trials=6", "hydra.launcher.jobs=2")
-    assert sorted(again.jobs) == [4, 5], "under their numbers, so their jobs go on in the same directories"
+    assert sorted(again.jobs) == [4, 5], (
+        "under their numbers, so their jobs go on in the same directories"
+    )
     assert {trial.number: dict(trial.params) for trial in study.trials} == drawn
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
 
@@ -129,7 +152,9 @@ def test_trials_of_a_dead_driver_are_run_again_with_their_parameters(run):
 def test_trials_of_a_live_driver_are_left_to_it(run, tmp_path):
     config = composed("sweep=study", "model=vae")
     space, _ = parse(config, SPACE)
-    other = Trials("study", None, {"val/loss": "minimize"}, space, {"sweep": "study", "model": "vae"}, tmp_path)
+    other = Trials(
+        "study", None, {"val/loss": "minimize"}, space, {"sweep": "study", "model": "vae"}, tmp_path
+    )
     with other.driving():
         taken = other.take(2, 5, lambda known: optuna.samplers.RandomSampler())
         launcher, study, _ = run("sweep.trials=5", "hydra.launcher.jobs=4")
@@ -162,12 +187,24 @@ def test_as_a_job_ends_the_next_is_asked_for(tmp_path):
 
 
 def test_two_objectives_have_a_front(run, capsys):
-    words = ["sweep.trials=12", "hydra.launcher.jobs=6", "sweep.objectives={a:minimize,b:maximize}", "search=nsgaii"]
-    measure = {"metrics": lambda v: {"a": v["optimizer.lr"], "b": v["optimizer.lr"] * (v["model.latent_dim"] > 4)}}
+    words = [
+        "sweep.trials=12",
+        "hydra.launcher.jobs=6",
+        "sweep.objectives={a:minimize,b:maximize}",
+        "search=nsgaii",
+    ]
+    measure = {
+        "metrics": lambda v: {
+            "a": v["optimizer.lr"],
+            "b": v["optimizer.lr"] * (v["model.latent_dim"] > 4),
+        }
+    }
     _, study, _ = run(*words, **measure)
     front = {tuple(trial.values) for trial in study.best_trials}
     values = {tuple(trial.values) for trial in study.trials}
-    dominated = {one for one in values if any(o != one and o[0] <= one[0] and o[1] >= one[1] for o in values)}
+    dominated = {
+        one for one in values if any(o != one and o[0] <= one[0] and o[1] >= one[1] for o in values)
+    }
     assert front == values - dominated
     assert len(dominated) > 0
     assert capsys.readouterr().out.count("  best  ") == len(study.best_trials)
@@ -175,7 +212,10 @@ def test_two_objectives_have_a_front(run, capsys):
 
 def test_a_database_serves_as_well(run, tmp_path):
     launcher, study, _ = run(
-        "sweep.trials=3", "hydra.launcher.jobs=2", f"sweep.storage=sqlite:///{tmp_path}/study.db", dies=(2,)
+        "sweep.trials=3",
+        "hydra.launcher.jobs=2",
+        f"sweep.storage=sqlite:///{tmp_path}/study.db",
+        dies=(2,),
     )
     again, _, _ = run("sweep.trials=3", f"sweep.storage=sqlite:///{tmp_path}/study.db")
     assert again.jobs == {2: launcher.jobs[2]}
@@ -215,20 +255,40 @@ def test_hydra_syntax_is_understood(text, expected):
     ("words", "space", "message"),
     [
         ([], [], "the search space is empty"),
-        ([], ["optimizer.lrr=1,2"], "names a setting that does not exist; did you mean optimizer.lr"),
+        (
+            [],
+            ["optimizer.lrr=1,2"],
+            "names a setting that does not exist; did you mean optimizer.lr",
+        ),
         ([], ["schedule=linear,cosine"], "names a setting that does not exist"),
-        ([], ["likelihood=gaussian,logistik"], "likelihood=logistik, which is no option; did you mean logistic"),
+        (
+            [],
+            ["likelihood=gaussian,logistik"],
+            "likelihood=logistik, which is no option; did you mean logistic",
+        ),
         ([], ["optimizer.lr=interval(1,0)"], r"optimizer.lr=interval\(1,0\): .*must be choice"),
         ([], ["optimizer.lr=tag(log,interval(0,1))"], "log"),
         (["sweep.space.seed=1"], [], "sweep.space.seed=1: must be choice"),
         (["search=grid"], SPACE, "optimizer.lr=.*a grid needs values"),
         (["sweep.trials=0"], SPACE, "sweep.trials=0: must be an integer >= 1"),
-        (["sweep.objectives={a:down}"], SPACE, "sweep.objectives.a=down: must be minimize or maximize"),
+        (
+            ["sweep.objectives={a:down}"],
+            SPACE,
+            "sweep.objectives.a=down: must be minimize or maximize",
+        ),
         (["search._target_=optuna.samplers.Nope"], SPACE, "search: "),
         (["+search.nope=1"], SPACE, "search: .*nope"),
         (["sweep.storage=nosuch://x"], SPACE, "sweep.storage=nosuch://x: "),
-        (["sweep.storage='postgresql://me:hidden@host/db'"], SPACE, r"=postgresql://\.\.\.: holds a password"),
-        (["sweep.pruner={_target_:optuna.pruners.NopPruner}", "sweep.objectives={a:minimize}"], SPACE, "pruning needs"),
+        (
+            ["sweep.storage='postgresql://me:hidden@host/db'"],
+            SPACE,
+            r"=postgresql://\.\.\.: holds a password",
+        ),
+        (
+            ["sweep.pruner={_target_:optuna.pruners.NopPruner}", "sweep.objectives={a:minimize}"],
+            SPACE,
+            "pruning needs",
+        ),
         (["sweep.pruner={_target_:optuna.pruners.NopPruner}"], SPACE, "the jobs need the callback"),
     ],
 )
@@ -243,7 +303,11 @@ def test_a_study_is_not_reopened_for_something_else(run, tmp_path):
     run("sweep.trials=1")
     with pytest.raises(ConfigError) as refusal:
         run("sweep.trials=2", space=("optimizer.lr=interval(0.1,2)", "beta.value=1,2"))
-    for part in ("low=0.1, high=1.0 there, low=0.1, high=2.0 here", "model.latent_dim: ", "beta.value: nothing there"):
+    for part in (
+        "low=0.1, high=1.0 there, low=0.1, high=2.0 here",
+        "model.latent_dim: ",
+        "beta.value: nothing there",
+    ):
         assert part in str(refusal.value)
     with pytest.raises(ConfigError, match="seed: nothing there, 7 here"):
         run("sweep.trials=2", "seed=7")

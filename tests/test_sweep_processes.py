@@ -28,7 +28,11 @@ def test_of_several_drivers_no_two_run_a_trial_and_one_may_be_killed(tmp_path):
     """Real processes, with the stand-in for the jobs: most of their time goes into the storage."""
     fork = multiprocessing.get_context("fork")
     drivers = [
-        fork.Process(target=run_study, args=(tmp_path, "sweep.trials=24", f"hydra.launcher.jobs={k}"), daemon=True)
+        fork.Process(
+            target=run_study,
+            args=(tmp_path, "sweep.trials=24", f"hydra.launcher.jobs={k}"),
+            daemon=True,
+        )
         for k in (1, 2, 3)
     ]
     for driver in drivers:
@@ -49,7 +53,9 @@ def test_the_start_of_the_program_reads_neither_optuna_nor_torch():
     heavy = "{'optuna', 'sqlalchemy', 'torch', 'matplotlib'}"
     code = f"import sys; from hydra.core.plugins import Plugins; Plugins.instance(); print({heavy} & set(sys.modules))"
     code += "; print('hydra_plugins.genbench_sweeper' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["set()", "True"]
 
 
@@ -59,8 +65,20 @@ def start():
     started = []
 
     def driver(folder, *words):
-        command = [sys.executable, "-m", "src.train", "--multirun", *QUICK, f"hydra.sweep.dir={folder}", *words]
-        started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        command = [
+            sys.executable,
+            "-m",
+            "src.train",
+            "--multirun",
+            *QUICK,
+            f"hydra.sweep.dir={folder}",
+            *words,
+        ]
+        started.append(
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
         return started[-1]
 
     yield driver
@@ -70,7 +88,12 @@ def start():
 
 
 def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
-    words = ["sweep=vae_tpe", "sweep.trials=3", "trainer.max_steps=10", "trainer.val_check_interval=5"]
+    words = [
+        "sweep=vae_tpe",
+        "sweep.trials=3",
+        "trainer.max_steps=10",
+        "trainer.val_check_interval=5",
+    ]
     first = start(tmp_path, *words)
     wait_for(lambda: (tmp_path / "0-vae-digits" / "metrics.json").exists())
     wait_for(lambda: (tmp_path / "1-vae-digits" / "checkpoints").exists())
@@ -85,7 +108,9 @@ def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
     after = optuna.load_study(study_name="vae_tpe", storage=open_storage(None, tmp_path)).trials
     assert [trial.state.name for trial in after] == 3 * ["COMPLETE"]
     assert after[1].params == before[1].params
-    assert sorted(path.name for path in tmp_path.glob("*-vae-digits")) == [f"{n}-vae-digits" for n in range(3)]
+    assert sorted(path.name for path in tmp_path.glob("*-vae-digits")) == [
+        f"{n}-vae-digits" for n in range(3)
+    ]
     for trial in after:
         metrics = json.loads((tmp_path / f"{trial.number}-vae-digits" / "metrics.json").read_text())
         config = OmegaConf.load(tmp_path / f"{trial.number}-vae-digits" / "config.yaml")
@@ -100,7 +125,11 @@ def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
     """Jobs of two ranks, which leave together."""
     space = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     space += ["search=grid", "model.latent_dim=4", "beta.value=1", "optimizer.lr=choice(1e-6,0.01)"]
-    length = ["trainer.max_steps=30", "trainer.val_check_interval=8", "sweep.pruner.n_startup_trials=1"]
+    length = [
+        "trainer.max_steps=30",
+        "trainer.val_check_interval=8",
+        "sweep.pruner.n_startup_trials=1",
+    ]
     driver = start(tmp_path, "sweep=vae_pruned", *space, *length)
     said = driver.communicate(timeout=300)[0]
     assert driver.returncode == 0, said
@@ -127,7 +156,12 @@ def test_wandb_starts_runs_from_the_example(monkeypatch, tmp_path, capfd):
     example = load_sweep_config(str(ROOT / "docs" / "wandb_sweep.yaml"))
     agent = Agent.__new__(Agent)
     agent._sweep_command = [*example["command"], "--cfg", "job"]
-    agent._function, agent._in_jupyter, agent._forward_signals, agent._run_processes = None, False, False, {}
+    agent._function, agent._in_jupyter, agent._forward_signals, agent._run_processes = (
+        None,
+        False,
+        False,
+        {},
+    )
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")

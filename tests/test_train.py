@@ -38,7 +38,9 @@ def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_pat
     assert (run / "samples" / "curves.png").exists()
     reloaded = load_model(run)
     assert not reloaded.training
-    sampled = cli("sample", f"ckpt_path={run}", "num_samples=3", "images=true", f"output={tmp_path}/out")
+    sampled = cli(
+        "sample", f"ckpt_path={run}", "num_samples=3", "images=true", f"output={tmp_path}/out"
+    )
     if not isinstance(reloaded, CanSample):
         assert sampled.code == 2
         assert "has no prior" in sampled.err
@@ -49,26 +51,50 @@ def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_pat
     samples = np.load(tmp_path / "out" / "samples.npz")["samples"]
     assert samples.shape == (3, 8, 8, 1)
     assert samples.dtype == np.uint8
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "images" / "000002.png")), samples[2, :, :, 0])
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "images" / "000002.png")), samples[2, :, :, 0]
+    )
     evaluated = cli("evaluate", f"ckpt_path={run}", "trainer=cpu", "num_samples=4")
     assert evaluated.code == 0, evaluated.err
     shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
     assert cli("evaluate", "ckpt_path=alone.ckpt", "trainer=cpu", "num_samples=4").code == 0
     assert (tmp_path / "evaluation.json").read_text() != (run / "evaluation.json").read_text()
     numbers = json.loads((run / "evaluation.json").read_text())
-    assert {"val/loss", "test/loss", "test/fid_classifier_4", "test/fid_floor_classifier_360"} <= numbers.keys()
+    assert {
+        "val/loss",
+        "test/loss",
+        "test/fid_classifier_4",
+        "test/fid_floor_classifier_360",
+    } <= numbers.keys()
 
 
 def test_train_is_importable_and_returns_the_optimised_metric(composed, small, tmp_path):
-    value = train(composed("model=vae", *small, "optimized_metric=test/elbo", "callback.checkpoint.monitor=val/loss"))
+    value = train(
+        composed(
+            "model=vae",
+            *small,
+            "optimized_metric=test/elbo",
+            "callback.checkpoint.monitor=val/loss",
+        )
+    )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert value == metrics["test/elbo"]
-    assert metrics["test/elbo"] == pytest.approx(metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3)
+    assert metrics["test/elbo"] == pytest.approx(
+        metrics["test/reconstruction"] - metrics["test/kl"], abs=1e-3
+    )
 
 
 def test_training_lowers_the_loss_and_two_runs_are_equal(composed, small, tmp_path):
-    words = ["model=vae", "network=mlp_autoencoder", *small, "trainer.limit_train_batches=null", "callback.grid=null"]
-    values = [train(composed(*words, "trainer.max_steps=60", f"run_dir={tmp_path}/{i}")) for i in range(2)]
+    words = [
+        "model=vae",
+        "network=mlp_autoencoder",
+        *small,
+        "trainer.limit_train_batches=null",
+        "callback.grid=null",
+    ]
+    values = [
+        train(composed(*words, "trainer.max_steps=60", f"run_dir={tmp_path}/{i}")) for i in range(2)
+    ]
     untrained = train(composed(*words, "optimizer.lr=1e-9", f"run_dir={tmp_path}/untrained"))
     assert values[0] == values[1] < untrained - 5
 
@@ -92,9 +118,17 @@ def test_length_and_validations(composed, words, epoch, expected):
 
 @pytest.mark.parametrize(("model", "accumulate"), [("ddpm", 1), ("ddpm", 2), ("vae", 1)])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model, accumulate):
-    words = [f"model={model}", *small, "trainer.limit_train_batches=null", "callback.generation=null"]
+    words = [
+        f"model={model}",
+        *small,
+        "trainer.limit_train_batches=null",
+        "callback.generation=null",
+    ]
     words += ["dataset.flip=true", "dataset.global_batch_size=600", "lr_schedule=constant"]
-    words += [f"trainer.accumulate_grad_batches={accumulate}", f"trainer.val_check_interval={3 * accumulate}"]
+    words += [
+        f"trainer.accumulate_grad_batches={accumulate}",
+        f"trainer.val_check_interval={3 * accumulate}",
+    ]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     assert cli("train", *words, "trainer.max_steps=5", f"hydra.run.dir={unbroken}").code == 0
     assert cli("train", *words, "trainer.max_steps=3", f"hydra.run.dir={broken}").code == 0
@@ -116,13 +150,17 @@ def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
     second = (*small, f"hydra.run.dir={tmp_path}/2", "resume=auto")  # as a job of a sweep would
     assert cli("train", *second, f"ckpt_path={run}", "trainer.max_steps=2").code == 0
     assert read_checkpoint(tmp_path / "2")["global_step"] == 2
-    assert read_history(tmp_path / "2")["val/loss"][0] == [0, 1, 2], "the first step is history of the other run"
+    assert read_history(tmp_path / "2")["val/loss"][0] == [0, 1, 2], (
+        "the first step is history of the other run"
+    )
     assert cli("train", *small, f"init_from={run}", f"hydra.run.dir={third}").code == 0
     assert read_checkpoint(third)["global_step"] == 1
     again = cli("train", *second, "init_from=nowhere", "trainer.max_steps=3")
     assert again.code == 0, again.err
     assert read_checkpoint(tmp_path / "2")["global_step"] == 3, "what a run has itself comes first"
-    both = cli("train", *small, f"init_from={run}", f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/4")
+    both = cli(
+        "train", *small, f"init_from={run}", f"ckpt_path={run}", f"hydra.run.dir={tmp_path}/4"
+    )
     assert both.code == 2
     assert "give only one" in both.err
 
@@ -146,7 +184,13 @@ def test_a_sample_depends_on_seed_and_index_alone(cli, small, tmp_path):
 
 
 def test_a_multirun_trains_each_job_in_a_directory_of_its_own(cli, small, tmp_path):
-    words = ["-m", "model=ae,vae", f"hydra.sweep.dir={tmp_path}/sweep", *small, "callback.generation=null"]
+    words = [
+        "-m",
+        "model=ae,vae",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+        *small,
+        "callback.generation=null",
+    ]
     done = cli("train", *words)
     assert done.code == 0, done.err
     folders = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())

@@ -64,23 +64,60 @@ def test_every_part_of_a_model_may_stand_in_a_checkpoint(config):
 
 TARGETS = {  # by the node of the configuration that they stand in
     "model": [
-        *("os.system", "torch.load", "torch.hub.load", "builtins.eval", f"{EVIL}.run", f"src.model.{EVIL}.run"),
+        *(
+            "os.system",
+            "torch.load",
+            "torch.hub.load",
+            "builtins.eval",
+            f"{EVIL}.run",
+            f"src.model.{EVIL}.run",
+        ),
         *("src.files.os.system", "torch.nn.modules.linear.torch.load", "src.model.vae.torch.load"),
-        *("src.files.write_text", "src.features.clip.CLIP", "src.dataset.mnist.load", "src.evaluation.card.Card"),
-        *("src.model.vae.VAE.loss", "src.network.layers.nn.Linear", "src.network.unet._Block", "src.beta.require"),
-        *("src.sampler.base.steps", "src.model", "src.model..vae.VAE", "src.model.vae.VAE\n", "", 7, None, ["a"]),
+        *(
+            "src.files.write_text",
+            "src.features.clip.CLIP",
+            "src.dataset.mnist.load",
+            "src.evaluation.card.Card",
+        ),
+        *(
+            "src.model.vae.VAE.loss",
+            "src.network.layers.nn.Linear",
+            "src.network.unet._Block",
+            "src.beta.require",
+        ),
+        *(
+            "src.sampler.base.steps",
+            "src.model",
+            "src.model..vae.VAE",
+            "src.model.vae.VAE\n",
+            "",
+            7,
+            None,
+            ["a"],
+        ),
     ],
     "sampler": ["torch.load", "src.sampler.ddim.randn", "src.dataset.mnist.load", f"{EVIL}.run"],
     "features": [
-        *("src.features.pretrained._find", "src.features.classifier._save", "src.features.clip.torch.jit.load"),
+        *(
+            "src.features.pretrained._find",
+            "src.features.classifier._save",
+            "src.features.clip.torch.jit.load",
+        ),
         *("torch.hub.load_state_dict_from_url", "src.model.vae.VAE", f"{EVIL}.run"),
     ],
-    "metric": ["os.system", "src.metric.fid.torch.save", "src.metric.fid.covariance_part", f"{EVIL}.run"],
+    "metric": [
+        "os.system",
+        "src.metric.fid.torch.save",
+        "src.metric.fid.covariance_part",
+        f"{EVIL}.run",
+    ],
     "dataset": ["shutil.rmtree", "src.dataset.torchvision_sets._download", f"{EVIL}.run"],
 }
 
 
-@pytest.mark.parametrize(("group", "target"), [(group, target) for group in TARGETS for target in TARGETS[group]])
+@pytest.mark.parametrize(
+    ("group", "target"), [(group, target) for group in TARGETS for target in TARGETS[group]]
+)
 def test_nothing_but_parts_of_the_project_is_built(config, evil, group, target):
     node = {"_target_": target, "f": "x", "weights_only": False}
     for partial in ({}, {"_partial_": True}):
@@ -98,7 +135,14 @@ def test_the_sampler_of_a_run_without_one_is_looked_at_as_well(config):
 
 
 @pytest.mark.parametrize(
-    "how", [{"_args_": [1]}, {"_recursive_": False}, {"_convert_": "none"}, {"_partial_": True}, {"_partial_": "x"}]
+    "how",
+    [
+        {"_args_": [1]},
+        {"_recursive_": False},
+        {"_convert_": "none"},
+        {"_partial_": True},
+        {"_partial_": "x"},
+    ],
 )
 def test_a_part_is_built_in_no_other_way(config, how):
     config["model"]["beta"] |= how

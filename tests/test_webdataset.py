@@ -39,7 +39,9 @@ def write_shard(path, numbers, labels=True, more=()):
             image = io.BytesIO()
             Image.fromarray(pixels(number)).save(image, "PNG")
             files = {f"a.b/{number:05}.png": image.getvalue(), f"a.b/{number:05}.json": b"{}"}
-            for name, content in (files | ({f"a.b/{number:05}.cls": b"%d\n" % number} if labels else {})).items():
+            for name, content in (
+                files | ({f"a.b/{number:05}.cls": b"%d\n" % number} if labels else {})
+            ).items():
                 add(tar, name, content)
         for name, content in more:
             add(tar, name, content)
@@ -57,7 +59,9 @@ def place(tmp_path_factory):
     """Three shards with an index each, 60 images, no split of their own."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(3):
-        write_index(write_shard(folder / f"cats-{shard:03}.tar", range(20 * shard, 20 * shard + 20)))
+        write_index(
+            write_shard(folder / f"cats-{shard:03}.tar", range(20 * shard, 20 * shard + 20))
+        )
     return folder
 
 
@@ -91,7 +95,9 @@ def server(place, monkeypatch):
     """(address of the shards, its handler)."""
     monkeypatch.setattr(webdataset, "WAITS", (0.01, 0.01))
     handler = type("Handler", (Server,), {})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), lambda *words: handler(*words, directory=str(place)))
+    http = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *words: handler(*words, directory=str(place))
+    )
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}", handler
     http.shutdown()
@@ -107,7 +113,9 @@ def test_samples_are_read_with_their_labels_and_the_splits_are_a_partition(place
     assert sorted(sum(map(numbers, parts.values()), [])) == list(range(60))
     for data in parts.values():
         images = data.images[torch.arange(len(data))]
-        expected = torch.stack([torch.from_numpy(pixels(number)).permute(2, 0, 1) for number in numbers(data)])
+        expected = torch.stack(
+            [torch.from_numpy(pixels(number)).permute(2, 0, 1) for number in numbers(data)]
+        )
         assert torch.equal(images, expected)
     assert len(parts["train"]) > 40
 
@@ -135,21 +143,27 @@ def test_shards_named_after_a_split_are_that_split(tmp_path):
 def test_a_new_cut_into_shards_moves_no_sample_to_another_split(place, tmp_path):
     write_shard(tmp_path / "all.tar", random.Random(0).sample(range(60), 60))
     for split in SPLITS:
-        assert sorted(numbers(load(str(tmp_path), split))) == sorted(numbers(load(str(place), split)))
+        assert sorted(numbers(load(str(tmp_path), split))) == sorted(
+            numbers(load(str(place), split))
+        )
 
 
 @given(st.integers(0, 99), st.integers(0, 30), st.integers(1, 5))
 def test_patterns_are_written_out_like_those_of_a_shell(first, more, digits):
     start = f"{first:0{digits}}"
     found = list(_expand(f"x{{{start}..{first + more}}}.{{a,b}}"))
-    assert found == [f"x{n:0{len(start)}}.{end}" for n in range(first, first + more + 1) for end in "ab"]
+    assert found == [
+        f"x{n:0{len(start)}}.{end}" for n in range(first, first + more + 1) for end in "ab"
+    ]
 
 
 def batches(root, workers=0, world=1, done=0):
     """All batches of the first epoch of every rank, in the order of the global batch: (numbers, seeds, x)."""
     parts = []
     for rank in range(world):
-        data = ImageDataModule(lambda split: load(root, split, 8), (3, 8, 8), 12, seed=3, num_workers=workers)
+        data = ImageDataModule(
+            lambda split: load(root, split, 8), (3, 8, 8), 12, seed=3, num_workers=workers
+        )
         data.trainer = SimpleNamespace(
             accumulate_grad_batches=1, world_size=world, global_rank=rank, limit_train_batches=1.0
         )
@@ -159,7 +173,11 @@ def batches(root, workers=0, world=1, done=0):
         parts.append([(b.label.tolist(), b.seeds, b.x) for b in loader])
     steps = zip(*parts, strict=True)
     return [
-        (sum((p[0] for p in step), []), sum((p[1] for p in step), []), torch.cat([p[2] for p in step]))
+        (
+            sum((p[0] for p in step), []),
+            sum((p[1] for p in step), []),
+            torch.cat([p[2] for p in step]),
+        )
         for step in steps
     ]
 
@@ -209,12 +227,16 @@ def test_a_server_without_ranges_is_refused(server):
 def test_what_is_missing_at_a_url_is_named(server):
     address, handler = server
     before = handler.requests
-    with pytest.raises(DataError, match=r"cats-003.tar.index.*python -m src.dataset.webdataset SHARD.tar"):
+    with pytest.raises(
+        DataError, match=r"cats-003.tar.index.*python -m src.dataset.webdataset SHARD.tar"
+    ):
         load(f"{address}/cats-{{000..003}}.tar", "train")
     assert handler.requests - before == 4, "what is not there is asked for once"
     with pytest.raises(DataError, match=r"cannot read http://127.0.0.1:9/x.tar.index"):
         load("http://127.0.0.1:9/x.tar", "train")
-    with pytest.raises(ConfigError, match="dataset.root=ftp://host/x.tar: a path, or a URL of http"):
+    with pytest.raises(
+        ConfigError, match="dataset.root=ftp://host/x.tar: a path, or a URL of http"
+    ):
         load("ftp://host/x.tar", "train")
     with pytest.raises(ConfigError, match="a path, or a URL"):
         load(f"simplecache::{address}/cats-000.tar", "train")
@@ -236,7 +258,9 @@ def compress(path):
     path.write_bytes(gzip.compress(path.read_bytes()))
 
 
-@pytest.mark.parametrize("harm", [cut, cut_less, doubled, compress, lambda path: path.write_bytes(b"x" * 2000)])
+@pytest.mark.parametrize(
+    "harm", [cut, cut_less, doubled, compress, lambda path: path.write_bytes(b"x" * 2000)]
+)
 def test_a_shard_that_is_none_is_named(tmp_path, harm):
     shard = write_shard(tmp_path / "a.tar", range(20))
     harm(shard)
@@ -258,7 +282,9 @@ def test_an_index_that_does_not_fit_is_named(tmp_path):
 def test_other_bad_data_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no shard"):
         load(str(tmp_path), "train")
-    shard = write_shard(tmp_path / "a.tar", range(20), more=[("x.png", b"no image"), ("x.cls", b"1")])
+    shard = write_shard(
+        tmp_path / "a.tar", range(20), more=[("x.png", b"no image"), ("x.cls", b"1")]
+    )
     images = load(str(tmp_path), "train").images
     with pytest.raises(DataError, match=rf"cannot read image at byte \d+ of {shard}"):
         images[[len(images) - 1]]
@@ -293,7 +319,17 @@ def test_a_run_on_shards(zygote, tmp_path):
         "dataset=webdataset",
         f"dataset.root={tmp_path}/{{train,val,test}}.tar",
     ]
-    words += ["dataset.image_size=8", "dataset.global_batch_size=8", "dataset.num_workers=1", "trainer.max_steps=4"]
-    words += ["callback.generation=null", "callback.grid=null", "logger=csv", f"hydra.run.dir={tmp_path}/run"]
+    words += [
+        "dataset.image_size=8",
+        "dataset.global_batch_size=8",
+        "dataset.num_workers=1",
+        "trainer.max_steps=4",
+    ]
+    words += [
+        "callback.generation=null",
+        "callback.grid=null",
+        "logger=csv",
+        f"hydra.run.dir={tmp_path}/run",
+    ]
     done = zygote.run("train", *words)
     assert done.code == 0, done.err

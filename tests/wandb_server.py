@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
-USER = {"id": "u", "name": "me", "username": "me", "entity": "me", "flags": "{}", "email": "", "teams": {"edges": []}}
+USER = {
+    "id": "u",
+    "name": "me",
+    "username": "me",
+    "entity": "me",
+    "flags": "{}",
+    "email": "",
+    "teams": {"edges": []},
+}
 
 
 class Server(ThreadingHTTPServer):
@@ -36,10 +44,20 @@ class Server(ThreadingHTTPServer):
             return {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if name == "RunResumeStatus" and values["name"] in self.rows:
             return {
-                "model": {"id": "p", "name": "x", "entity": {"id": "e", "name": "me"}, "bucket": self.state(values)}
+                "model": {
+                    "id": "p",
+                    "name": "x",
+                    "entity": {"id": "e", "name": "me"},
+                    "bucket": self.state(values),
+                }
             }
         files = {"runID": "b", "uploadHeaders": [], "files": []}
-        return {"viewer": USER, "serverInfo": {"features": []}, "model": None, "createRunFiles": files}
+        return {
+            "viewer": USER,
+            "serverInfo": {"features": []},
+            "model": None,
+            "createRunFiles": files,
+        }
 
     def state(self, values):
         rows = self.rows[values["name"]]
@@ -47,7 +65,15 @@ class Server(ThreadingHTTPServer):
         counts = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
         tails = {"historyTail": json.dumps(tail), "eventsTail": "[]", "summaryMetrics": last}
         return (
-            {"id": "b", "name": values["name"], "config": "{}", "wandbConfig": '{"t": 1}', "tags": []} | counts | tails
+            {
+                "id": "b",
+                "name": values["name"],
+                "config": "{}",
+                "wandbConfig": '{"t": 1}',
+                "tags": [],
+            }
+            | counts
+            | tails
         )
 
 
@@ -65,7 +91,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, {})
         if self.path.endswith("/graphql"):
             asked = json.loads(body)
-            return self.send(200, {"data": self.server.answer(asked["query"], asked.get("variables", {}))})
+            return self.send(
+                200, {"data": self.server.answer(asked["query"], asked.get("variables", {}))}
+            )
         return self.send(200, {})
 
     do_PUT = do_POST

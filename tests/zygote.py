@@ -62,7 +62,16 @@ class Zygote:
         self.count += 1
         log = self.folder / f"{self.count}-{entry}"
         return Job(
-            self, self.ask({"entry": entry, "words": [str(w) for w in words], "log": str(log), "env": environment}), log
+            self,
+            self.ask(
+                {
+                    "entry": entry,
+                    "words": [str(w) for w in words],
+                    "log": str(log),
+                    "env": environment,
+                }
+            ),
+            log,
         )
 
     def run(self, entry, *words, **environment):
@@ -97,7 +106,10 @@ def _serve():
             if answer == 0:
                 os.setsid()  # a signal to the group of a job is its own affair
                 for stream, end in ((1, "out"), (2, "err")):
-                    os.dup2(os.open(f"{job['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+                    os.dup2(
+                        os.open(f"{job['log']}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+                        stream,
+                    )
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.environ.update(job["env"])
                 sys.argv = [f"src/{job['entry']}.py", *job["words"]]

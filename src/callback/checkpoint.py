@@ -36,15 +36,15 @@ class Checkpoint(LastInOrder):
         every_steps: int | None = None,
         every_minutes: float | None = 10.0,
     ) -> None:
-        advice = (
-            "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
-        )
+        advice = "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
         require(isinstance(monitor, str) and monitor.startswith("val/"), "monitor", monitor, advice)
         require(mode in ("min", "max"), "mode", mode, "must be min or max")
         require(isinstance(keep, int) and keep >= 1, "keep", keep, "must be an integer >= 1")
         whole = every_steps is None or (isinstance(every_steps, int) and every_steps >= 1)
         require(whole, "every_steps", every_steps, "must be an integer >= 1, or null")
-        positive = every_minutes is None or (isinstance(every_minutes, int | float) and 0 < every_minutes < math.inf)
+        positive = every_minutes is None or (
+            isinstance(every_minutes, int | float) and 0 < every_minutes < math.inf
+        )
         require(positive, "every_minutes", every_minutes, "must be > 0, or null")
         self.store = CheckpointStore(Path(dirpath), keep)
         self.monitor, self.sign = monitor, 1 if mode == "min" else -1
@@ -71,7 +71,9 @@ class Checkpoint(LastInOrder):
         """Validate where the run that is resumed was cut off before or within a validation."""
         INTERRUPTION.listen()
         self._step = trainer.global_step
-        self._measured = lambda: {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self._measured = lambda: {
+            name: value.item() for name, value in trainer.callback_metrics.items()
+        }
         self._time = self._begin = time.monotonic()
         self._saved = self._step if self._step else -1
         if trainer.is_global_zero:
@@ -95,7 +97,9 @@ class Checkpoint(LastInOrder):
         INTERRUPTION.may_leave = False
         self._publish(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
         """Save after an optimiser step where it is time to; micro-batches of an accumulation do not count."""
         step = trainer.global_step
         if step == self._step:
@@ -108,7 +112,9 @@ class Checkpoint(LastInOrder):
             INTERRUPTION.request()
         if asked or due or over or self.validates:
             self._save(trainer)
-        INTERRUPTION.may_leave = asked or trainer.world_size == 1  # in the wait for the next batch, after logging
+        INTERRUPTION.may_leave = (
+            asked or trainer.world_size == 1
+        )  # in the wait for the next batch, after logging
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on nothing is lost by stopping: the state is on the disk and says that a validation follows."""
@@ -126,7 +132,9 @@ class Checkpoint(LastInOrder):
             return
         INTERRUPTION.busy, self.validates = True, False
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        better = math.isfinite(value) and (self.best is None or self.sign * value < self.sign * self.best)
+        better = math.isfinite(value) and (
+            self.best is None or self.sign * value < self.sign * self.best
+        )
         if better:
             self.best = value
         self._save(trainer, best=better)
@@ -143,7 +151,9 @@ class Checkpoint(LastInOrder):
         self._publish(trainer)
         INTERRUPTION.busy = False
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """A run that was stopped while it waited for data stands at a boundary, which is worth keeping."""
         waited = isinstance(exception, Interrupted) and not INTERRUPTION.busy and trainer.training
         INTERRUPTION.busy = False
@@ -165,7 +175,10 @@ class Checkpoint(LastInOrder):
 
     def _is_time(self, step: int) -> bool:
         by_steps = self.every_steps is not None and step % self.every_steps == 0
-        return by_steps or (self.every_minutes is not None and time.monotonic() - self._time > 60 * self.every_minutes)
+        return by_steps or (
+            self.every_minutes is not None
+            and time.monotonic() - self._time > 60 * self.every_minutes
+        )
 
     def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
         """Write the state; the best one has two names."""
@@ -175,7 +188,11 @@ class Checkpoint(LastInOrder):
         trainer.save_checkpoint(second if best else path)
         if best and trainer.is_global_zero:
             alias(second, path)
-        self._saved, self._time, self._unpublished = self._step, time.monotonic(), (path, second if best else None)
+        self._saved, self._time, self._unpublished = (
+            self._step,
+            time.monotonic(),
+            (path, second if best else None),
+        )
 
     def _publish(self, trainer: pl.Trainer) -> None:
         """Make the state the one to go on from, now that the numbers up to its step are written."""
@@ -188,7 +205,9 @@ class Checkpoint(LastInOrder):
 
 def _validation_follows(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # the question that Lightning asks itself next
+    return loop.epoch_loop._should_check_val_fx(
+        loop._data_fetcher
+    )  # the question that Lightning asks itself next
 
 
 def _any_rank(trainer: pl.Trainer, *answers: bool) -> tuple[bool, ...]:

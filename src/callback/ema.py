@@ -30,14 +30,19 @@ class EMA(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights themselves, or with the average that the checkpoint brought."""
         parameters = _parameters(pl_module)
-        self.average = {n: self.average.get(n, p.detach()).to(p.device, copy=True) for n, p in parameters.items()}
+        self.average = {
+            n: self.average.get(n, p.detach()).to(p.device, copy=True)
+            for n, p in parameters.items()
+        }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count steps from here: only now has a checkpoint's step been restored."""
         self._seen = trainer.global_step
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
         """Update once per optimiser step: micro-batches of an accumulation do not count."""
         if trainer.global_step == self._seen:
             return
@@ -58,7 +63,9 @@ class EMA(pl.Callback):
     on_test_start = on_validation_start
     on_test_end = on_validation_end
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Never leave the average where the training weights belong."""
         self._swap(pl_module, into_average=False)
 

@@ -37,7 +37,9 @@ class Finite(pl.Callback):
         """Remember the batches of this optimiser step: more than one where gradients are accumulated."""
         self._batches.append(batch)
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
         """Remember their losses."""
         self._losses.append(loss.detach())
 
@@ -47,7 +49,9 @@ class Finite(pl.Callback):
         """Ask once per step, for all numbers together: it is the one time that the device is waited for."""
         losses = torch.stack(self._losses)
         gradients = (
-            [] if trainer.precision == "16-mixed" else [p.grad for p in pl_module.parameters() if p.grad is not None]
+            []
+            if trainer.precision == "16-mixed"
+            else [p.grad for p in pl_module.parameters() if p.grad is not None]
         )
         numbers = torch.stack([losses.abs().sum(), *torch._foreach_norm(gradients)])
         bad = not bool(numbers.isfinite().all())
@@ -57,7 +61,9 @@ class Finite(pl.Callback):
             self._skip(trainer, losses)
         self._batches, self._losses = [], []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
         """Say how many steps were skipped."""
         if self.skipped:
             pl_module.log("train/skipped", float(self.skipped), batch_size=1)

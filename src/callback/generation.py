@@ -55,14 +55,22 @@ class Generation(pl.Callback):
     def logged(self) -> set[str]:
         """Names of what a run with this callback logs."""
         names = self.judge.metric.names if self._active else ()
-        every = {f"{stage}/{name}_{self.judge.features.name}" for stage in ("val", "test") for name in names}
-        return every - {f"val/fid_floor_{self.judge.features.name}"}  # held-out images are for the end
+        every = {
+            f"{stage}/{name}_{self.judge.features.name}"
+            for stage in ("val", "test")
+            for name in names
+        }
+        return every - {
+            f"val/fid_floor_{self.judge.features.name}"
+        }  # held-out images are for the end
 
     def prepare(self, model: GenerativeModel, data: ImageDataModule) -> None:
         """Train or check the features before a run directory exists, so that what cannot work fails early."""
         if not isinstance(model, CanSample):
             self._active = False
-            log.info("generation metrics skipped: %s has no prior to sample from", type(model).__name__)
+            log.info(
+                "generation metrics skipped: %s has no prior to sample from", type(model).__name__
+            )
         if self._active:
             self.judge.prepare(data.splits["train"], self.num_samples)
 
@@ -101,13 +109,19 @@ class Generation(pl.Callback):
         held_out: ImageData | None = None,
     ) -> None:
         self.judge.features.to(pl_module.device)
-        sampler = Sampler(self.seed, self.batch_size, autocast=trainer.precision_plugin.forward_context)
+        sampler = Sampler(
+            self.seed, self.batch_size, autocast=trainer.precision_plugin.forward_context
+        )
         train = trainer.datamodule.splits["train"]
-        for name, number in self.judge.measure(pl_module.model, train, num, sampler, held_out).items():
+        for name, number in self.judge.measure(
+            pl_module.model, train, num, sampler, held_out
+        ).items():
             if number.value is None and name not in self._told:
                 self._told.add(name)
                 log.warning("%s/%s_%s: %s", stage, name, self.judge.features.name, number.reason)
-            value = float("nan") if number.value is None else number.value  # a monitored name must be there
+            value = (
+                float("nan") if number.value is None else number.value
+            )  # a monitored name must be there
             self._log(pl_module, f"{stage}/{name}_{self.judge.features.name}", value)
 
     def _log(self, pl_module: pl.LightningModule, name: str, value: float) -> None:

@@ -32,14 +32,21 @@ class Grid(pl.Callback):
     """
 
     def __init__(self, dirpath: str, num_images: int = 64, seed: int = 0) -> None:
-        require(1 <= num_images <= MAX_IMAGES, "num_images", num_images, f"must be between 1 and {MAX_IMAGES}")
+        require(
+            1 <= num_images <= MAX_IMAGES,
+            "num_images",
+            num_images,
+            f"must be between 1 and {MAX_IMAGES}",
+        )
         self.dirpath, self.num_images, self.seed = Path(dirpath), num_images, seed
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Samples, or reconstructions where a model cannot sample."""
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
             picture = (
-                self._samples(pl_module) if isinstance(pl_module.model, CanSample) else self._pairs(trainer, pl_module)
+                self._samples(pl_module)
+                if isinstance(pl_module.model, CanSample)
+                else self._pairs(trainer, pl_module)
             )
             self._save(trainer, f"step-{trainer.global_step:08d}", "samples", picture)
 
@@ -52,7 +59,12 @@ class Grid(pl.Callback):
             self._save(trainer, "final", "final_samples", self._samples(pl_module))
         if isinstance(model, CanDenoise):
             times, states, estimates = model.trajectory(5, generator=self._noise(5))
-            self._save(trainer, "denoising", "denoising", film_strip(times, to_uint8(states), to_uint8(estimates)))
+            self._save(
+                trainer,
+                "denoising",
+                "denoising",
+                film_strip(times, to_uint8(states), to_uint8(estimates)),
+            )
         if isinstance(model, CanReconstruct):
             self._save(trainer, "reconstruction", "reconstruction", self._pairs(trainer, pl_module))
 
@@ -69,7 +81,11 @@ class Grid(pl.Callback):
         num = max(1, min(len(data), self.num_images // 2) // width) * width  # whole rows only
         images = data.images[torch.arange(num)]
         again = to_uint8(pl_module.model.reconstruct(to_float(images).to(pl_module.device))).cpu()
-        rows = [row for pair in zip(images.split(width), again.split(width), strict=True) for row in pair]
+        rows = [
+            row
+            for pair in zip(images.split(width), again.split(width), strict=True)
+            for row in pair
+        ]
         return grid(torch.cat(rows), columns=width)
 
     def _noise(self, num: int) -> list[torch.Generator]:

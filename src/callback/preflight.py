@@ -35,9 +35,14 @@ class Preflight(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note how long the run would be."""
-        self._seen, self._left = trainer.global_step, trainer.estimated_stepping_batches - trainer.global_step
+        self._seen, self._left = (
+            trainer.global_step,
+            trainer.estimated_stepping_batches - trainer.global_step,
+        )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
         """Take the time of an optimiser step, and stop after the last."""
         if trainer.global_step == self._seen:
             return
@@ -61,32 +66,52 @@ class Preflight(pl.Callback):
         if trainer.checkpoint_callback is None or not trainer.is_global_zero:
             return
         used, read = pl_module.model.state_dict(), load_model(trainer.default_root_dir).state_dict()
-        wrong = sorted(name for name in used.keys() | read.keys() if not torch.equal(used[name].cpu(), read[name]))
+        wrong = sorted(
+            name
+            for name in used.keys() | read.keys()
+            if not torch.equal(used[name].cpu(), read[name])
+        )
         if wrong:
-            raise CheckpointError(f"{trainer.default_root_dir}: the checkpoint holds other weights ({wrong[0]}, ...)")
+            raise CheckpointError(
+                f"{trainer.default_root_dir}: the checkpoint holds other weights ({wrong[0]}, ...)"
+            )
         self._read_back = True
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell what was found."""
         self._logged |= trainer.callback_metrics.keys()
-        monitored = {self.monitor, *(getattr(callback, "monitor", None) for callback in trainer.callbacks)} - {None}
+        monitored = {
+            self.monitor,
+            *(getattr(callback, "monitor", None) for callback in trainer.callbacks),
+        } - {None}
         missing = sorted(monitored - self._logged)
         if missing:
-            raise ConfigError(f"optimized_metric={missing[0]}: was not logged; {', '.join(sorted(self._logged))} were")
+            raise ConfigError(
+                f"optimized_metric={missing[0]}: was not logged; {', '.join(sorted(self._logged))} were"
+            )
         if trainer.is_global_zero:
             log.info("rehearsal of %d steps passed", len(self._ends))
-            log.info("  parameters  %s", f"{sum(p.numel() for p in pl_module.model.parameters()):,}")
+            log.info(
+                "  parameters  %s", f"{sum(p.numel() for p in pl_module.model.parameters()):,}"
+            )
             log.info("  memory      %s", _memory(pl_module.device))
             for line in self._speed(trainer.datamodule.global_batch_size):
                 log.info("  %s", line)
-            log.info("  checkpoint  %s", "read back, the same weights" if self._read_back else "none is written")
+            log.info(
+                "  checkpoint  %s",
+                "read back, the same weights" if self._read_back else "none is written",
+            )
             log.info("  monitored   %s", ", ".join(sorted(monitored)))
 
     def _speed(self, batch_size: int) -> list[str]:
         if len(self._ends) < 2:
             return ["speed       unknown: it takes two steps"]
         seconds = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        length = f"{self._left} steps, {_clock(self._left * seconds)}" if math.isfinite(self._left) else "no last step"
+        length = (
+            f"{self._left} steps, {_clock(self._left * seconds)}"
+            if math.isfinite(self._left)
+            else "no last step"
+        )
         return [
             f"speed       {batch_size / seconds:,.0f} images/s, {1000 * seconds:.3g} ms a step",
             f"real run    {length} of training; validations, samples and the test come on top",
@@ -95,15 +120,24 @@ class Preflight(pl.Callback):
 
 def _memory(device: torch.device) -> str:
     """Peaks of this process and of the GPU, if there is one."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     text = f"{peak / 2**30:.2f} GiB at most"
     if device.type != "cuda":
         return text
-    used, there = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    used, there = (
+        torch.cuda.max_memory_reserved(device),
+        torch.cuda.get_device_properties(device).total_memory,
+    )
     return f"{text}, {used / 2**30:.2f} of {there / 2**30:.0f} GiB of the GPU"
 
 
 def _clock(seconds: float) -> str:
     """``1:02:03`` or ``2:03``."""
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        if minutes >= 60
+        else f"{minutes}:{seconds:02d}"
+    )

@@ -37,7 +37,9 @@ class PlainProgress(ProgressBar):
         self._begin = self._last = time.monotonic()
         self._first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
         """Show the state when it is time to."""
         now = time.monotonic()
         if trainer.is_global_zero and now - self._last >= self.every_seconds:
@@ -80,10 +82,14 @@ class LiveProgress(PlainProgress):
             left,
             TextColumn("{task.fields[more]}"),
         )
-        self._bar = Progress(*columns, transient=True, disable=not trainer.is_global_zero, speed_estimate_period=60)
+        self._bar = Progress(
+            *columns, transient=True, disable=not trainer.is_global_zero, speed_estimate_period=60
+        )
         total = trainer.estimated_stepping_batches
         known = total if total < 1e12 else None
-        self._task = self._bar.add_task("training  ", total=known, completed=trainer.global_step, more="")
+        self._task = self._bar.add_task(
+            "training  ", total=known, completed=trainer.global_step, more=""
+        )
         self._bar.start()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -101,14 +107,20 @@ class LiveProgress(PlainProgress):
         """Take the bar away."""
         self._bar.stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Leave the terminal as it was."""
         if hasattr(self, "_bar"):
             self._bar.stop()
 
     def _show(self, trainer: pl.Trainer, speed: float, losses: str) -> None:
-        self._bar.update(self._task, completed=trainer.global_step, more=f"{speed:.1f} steps/s  {losses}")
+        self._bar.update(
+            self._task, completed=trainer.global_step, more=f"{speed:.1f} steps/s  {losses}"
+        )
 
 
 def _format(trainer: pl.Trainer, prefix: str) -> str:
-    return "  ".join(f"{k} {v.item():.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(prefix))
+    return "  ".join(
+        f"{k} {v.item():.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(prefix)
+    )

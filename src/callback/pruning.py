@@ -37,7 +37,9 @@ class Pruning(pl.Callback):
         monitor: str,
         dirpath: str,
     ) -> None:
-        require(pruner is not None, "pruner", None, "is for the jobs of a sweep that has a sweep.pruner")
+        require(
+            pruner is not None, "pruner", None, "is for the jobs of a sweep that has a sweep.pruner"
+        )
         self.pruner, self.name, self.storage, self.number = pruner, study, storage, trial
         self.monitor, self.dirpath = monitor, Path(dirpath)
         self.pruned = False
@@ -47,14 +49,26 @@ class Pruning(pl.Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        prunes = trainer.is_global_zero and math.isfinite(value) and self._report(trainer.global_step, value)
-        if trainer.strategy.broadcast(prunes) and trainer.global_step < trainer.estimated_stepping_batches:
+        prunes = (
+            trainer.is_global_zero
+            and math.isfinite(value)
+            and self._report(trainer.global_step, value)
+        )
+        if (
+            trainer.strategy.broadcast(prunes)
+            and trainer.global_step < trainer.estimated_stepping_batches
+        ):
             trainer.should_stop = self.pruned = True
             log.info(
-                "pruned at step %d: %s=%.5g is worse than other trials were", trainer.global_step, self.monitor, value
+                "pruned at step %d: %s=%.5g is worse than other trials were",
+                trainer.global_step,
+                self.monitor,
+                value,
             )
             if trainer.is_global_zero:
-                write_json(self.dirpath / PRUNED, {"step": trainer.global_step, self.monitor: value})
+                write_json(
+                    self.dirpath / PRUNED, {"step": trainer.global_step, self.monitor: value}
+                )
 
     def _report(self, step: int, value: float) -> bool:
         """Whether the trial is to be pruned; a step that is validated again after a resume is not reported again."""

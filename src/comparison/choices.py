@@ -36,7 +36,9 @@ def short_names(choices: dict[str, list[str]], runs: Sequence[Run]) -> list[str]
     Options of groups come before single values, how a run was evaluated and its directory last.
     """
     names = [run.settings.get("model", "model") for run in runs]
-    for name in sorted(choices, key=lambda name: (name.startswith("evaluation"), not _is_group(name))):
+    for name in sorted(
+        choices, key=lambda name: (name.startswith("evaluation"), not _is_group(name))
+    ):
         alike = defaultdict(set)
         for called, value in zip(names, choices[name], strict=True):
             alike[called].add(value)
@@ -46,7 +48,10 @@ def short_names(choices: dict[str, list[str]], runs: Sequence[Run]) -> list[str]
         ]
     times, directories = Counter(names), Counter(run.path.name for run in runs)
     ends = [run.path.name if directories[run.path.name] == 1 else str(run.path) for run in runs]
-    return [called if times[called] == 1 else f"{called} {end}" for called, end in zip(names, ends, strict=True)]
+    return [
+        called if times[called] == 1 else f"{called} {end}"
+        for called, end in zip(names, ends, strict=True)
+    ]
 
 
 def _choice(name: str, value: str) -> str:

@@ -17,15 +17,51 @@ from src.comparison.runs import COSTS, STAGES, Number, Run, read_run, typed
 from src.errors import ConfigError, DataError
 
 LOWER = ("fid", "kid", "bits_per_dim", "nats")
-HIGHER = ("precision", "recall", "coverage", "inception_score", "mig", "sap", "dci", "psnr", "accuracy")
+HIGHER = (
+    "precision",
+    "recall",
+    "coverage",
+    "inception_score",
+    "mig",
+    "sap",
+    "dci",
+    "psnr",
+    "accuracy",
+)
 HIGHER += ("beta_vae_score", "factor_vae_score", "log_likelihood")
 OF_JUDGE = ("fid_floor", "accuracy_of")  # say how good the yardstick is, not the model
 CONDITIONS = (  # of a number's own context: what must be equal where numbers are compared
-    *("split", "unit", "values", "scale", "n_images", "batch_size", "min_variance", "features", "features_key"),
-    *("resize", "rounding", "n_real", "n_fake", "n_held_out", "n_unseen", "k", "kernel", "threshold", "quantile"),
+    *(
+        "split",
+        "unit",
+        "values",
+        "scale",
+        "n_images",
+        "batch_size",
+        "min_variance",
+        "features",
+        "features_key",
+    ),
+    *(
+        "resize",
+        "rounding",
+        "n_real",
+        "n_fake",
+        "n_held_out",
+        "n_unseen",
+        "k",
+        "kernel",
+        "threshold",
+        "quantile",
+    ),
     *("num_splits", "flow_steps"),
 )
-OF_TRAINING = ("dataset.flip", "dataset.global_batch_size", "dataset.num_workers", "dataset.max_steps")
+OF_TRAINING = (
+    "dataset.flip",
+    "dataset.global_batch_size",
+    "dataset.num_workers",
+    "dataset.max_steps",
+)
 SEEDS = "sd over seeds"
 
 
@@ -69,7 +105,11 @@ class Comparison:
 
     def best(self, name: str) -> set[int]:
         """Indices of the settings with the best value; none where they have no direction or do not compare."""
-        values = {i: setting.numbers[name].value for i, setting in enumerate(self.settings) if name in setting.numbers}
+        values = {
+            i: setting.numbers[name].value
+            for i, setting in enumerate(self.settings)
+            if name in setting.numbers
+        }
         values = {i: value for i, value in values.items() if value is not None}
         sign = direction(name)
         if not sign or len(set(values.values())) < 2 or self.obstacles(name):
@@ -89,7 +129,9 @@ class Comparison:
         return {key: dict(labels) for key, labels in found.items() if len(labels) > 1}
 
 
-def compare(paths: Sequence[Path], patterns: Sequence[str] = (), sort: str | None = None) -> Comparison:
+def compare(
+    paths: Sequence[Path], patterns: Sequence[str] = (), sort: str | None = None
+) -> Comparison:
     """Read the runs, pool their seeds and choose what to show.
 
     patterns: of the metrics to show (fnmatch, ``test/`` may be left out); none: all of the test split. sort: name of
@@ -100,11 +142,15 @@ def compare(paths: Sequence[Path], patterns: Sequence[str] = (), sort: str | Non
     groups = _pooled(runs)
     choices = differing([group[0].settings for group in groups])
     labels = short_names(choices, [group[0] for group in groups])
-    settings = [Setting(name, group, _means(group)) for name, group in zip(labels, groups, strict=True)]
+    settings = [
+        Setting(name, group, _means(group)) for name, group in zip(labels, groups, strict=True)
+    ]
     names = _measured(settings)
     if not names:
         others = ", nor has any other of these runs" if len(paths) > 1 else ""
-        raise DataError(f"{paths[0]}: has no numbers yet (neither metrics.json nor evaluation.json){others}")
+        raise DataError(
+            f"{paths[0]}: has no numbers yet (neither metrics.json nor evaluation.json){others}"
+        )
     metrics = _chosen(names, patterns)
     costs = [name for name in COSTS if any(name in setting.numbers for setting in settings)]
     if all("train_seconds" in setting.numbers for setting in settings):
@@ -123,7 +169,9 @@ def direction(name: str) -> int:
     rest = f"{name.partition('/')[2]}_"
     if rest.startswith(tuple(f"{prefix}_" for prefix in OF_JUDGE)):
         return 0
-    lower, higher = (rest.startswith(tuple(f"{prefix}_" for prefix in kind)) for kind in (LOWER, HIGHER))
+    lower, higher = (
+        rest.startswith(tuple(f"{prefix}_" for prefix in kind)) for kind in (LOWER, HIGHER)
+    )
     return higher - lower
 
 
@@ -131,7 +179,11 @@ def _pooled(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs by setting; a seed that occurs again begins another group, because it is no independent repeat."""
     groups: list[list[Run]] = []
     for run in runs:
-        fitting = (g for g in groups if g[0].settings == run.settings and run.seed not in [r.seed for r in g])
+        fitting = (
+            g
+            for g in groups
+            if g[0].settings == run.settings and run.seed not in [r.seed for r in g]
+        )
         group = next(fitting, None)
         groups.append([run]) if group is None else group.append(run)
     return groups
@@ -148,8 +200,14 @@ def _mean(name: str, runs: Sequence[Run]) -> Number:
     if len(found) < 2:
         return (found or runs)[0].numbers[name]
     numbers = [run.numbers[name] for run in found]
-    conditions = [_conditions(run, name, number) for run, number in zip(found, numbers, strict=True)]
-    unequal = [key for key in conditions[0] if any(other.get(key) != conditions[0][key] for other in conditions)]
+    conditions = [
+        _conditions(run, name, number) for run, number in zip(found, numbers, strict=True)
+    ]
+    unequal = [
+        key
+        for key in conditions[0]
+        if any(other.get(key) != conditions[0][key] for other in conditions)
+    ]
     if unequal:
         return Number(None, reason=f"no mean: {', '.join(unequal)} differs between the seeds")
     values = [number.value for number in numbers]
@@ -160,14 +218,22 @@ def _mean(name: str, runs: Sequence[Run]) -> Number:
 def _conditions(run: Run, name: str, number: Number) -> dict[str, str]:
     """Of the data and of the number itself; of features that no key tells, their settings in the run."""
     of_data = {
-        key: value for key, value in run.settings.items() if key.startswith("dataset") and key not in OF_TRAINING
+        key: value
+        for key, value in run.settings.items()
+        if key.startswith("dataset") and key not in OF_TRAINING
     }
     own = {key: typed(number.context[key]) for key in CONDITIONS if key in number.context}
     if "features_key" in own or f"_{run.settings.get('features')}_" not in f"{name}_":
         return of_data | own
     drawn = f"callback.generation.{'test' if name.startswith('test/') else 'num'}_samples"
     return (
-        of_data | own | {key: run.settings[key] for key in run.settings if key.startswith("features") or key == drawn}
+        of_data
+        | own
+        | {
+            key: run.settings[key]
+            for key in run.settings
+            if key.startswith("features") or key == drawn
+        }
     )
 
 
@@ -188,7 +254,12 @@ def _matching(names: list[str], pattern: str, option: str) -> list[str]:
     found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     found = found or [name for name in names if fnmatch.fnmatchcase(name, f"test/{pattern}")]
     if not found:
-        near = difflib.get_close_matches(f"test/{pattern.removeprefix('test/')}", names, n=3, cutoff=0.5) or names
+        near = (
+            difflib.get_close_matches(
+                f"test/{pattern.removeprefix('test/')}", names, n=3, cutoff=0.5
+            )
+            or names
+        )
         raise ConfigError(
             f"{option}={pattern}: no run has such a metric; there are, for example, {', '.join(near[:3])}"
         )

@@ -19,15 +19,58 @@ from src.untrusted import plain_yaml
 
 EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")
-COSTS = ("parameters", "step", "seconds", "train_seconds", "images_per_second", "sampling_seconds_per_image")
-OF_EVALUATION = ("parameters", "step", "sampling_seconds_per_image")  # costs that evaluation.json knows better
-PROTOCOL = ("weights", "sampler", "sampler_steps", "features_key", "precision")  # what an evaluation may choose anew
+COSTS = (
+    "parameters",
+    "step",
+    "seconds",
+    "train_seconds",
+    "images_per_second",
+    "sampling_seconds_per_image",
+)
+OF_EVALUATION = (
+    "parameters",
+    "step",
+    "sampling_seconds_per_image",
+)  # costs that evaluation.json knows better
+PROTOCOL = (
+    "weights",
+    "sampler",
+    "sampler_steps",
+    "features_key",
+    "precision",
+)  # what an evaluation may choose anew
 HOLDERS = ("model", "callback")  # groups whose nodes may be resolved interpolations of others
-OF_ROOT = ("image_folder", "webdataset")  # data sets that their root defines; elsewhere it is a place like any other
+OF_ROOT = (
+    "image_folder",
+    "webdataset",
+)  # data sets that their root defines; elsewhere it is a place like any other
 OMITTED = {  # names or paths of what is chosen anew for every run, only shown, or the copy of another setting
-    *("seed", "run_dir", "cache_dir", "dirpath", "save_dir", "default_root_dir", "resume", "optimized_metric"),
-    *("provenance", "logger", "callback.grid", "callback.checkpoint", "callback.lr_monitor", "callback.progress"),
-    *("trainer.log_every_n_steps", "trainer.enable_model_summary", "shape", "dataset.load", "_target_", "_partial_"),
+    *(
+        "seed",
+        "run_dir",
+        "cache_dir",
+        "dirpath",
+        "save_dir",
+        "default_root_dir",
+        "resume",
+        "optimized_metric",
+    ),
+    *(
+        "provenance",
+        "logger",
+        "callback.grid",
+        "callback.checkpoint",
+        "callback.lr_monitor",
+        "callback.progress",
+    ),
+    *(
+        "trainer.log_every_n_steps",
+        "trainer.enable_model_summary",
+        "shape",
+        "dataset.load",
+        "_target_",
+        "_partial_",
+    ),
 }
 
 
@@ -75,7 +118,9 @@ def find_runs(words: Sequence[str]) -> list[Path]:
     """
     found = {run.resolve(): run for word in words for run in _runs_of(word)}
     return [
-        run for place, run in found.items() if found.keys().isdisjoint(place.parents) or (run / EVALUATION).exists()
+        run
+        for place, run in found.items()
+        if found.keys().isdisjoint(place.parents) or (run / EVALUATION).exists()
     ]
 
 
@@ -90,7 +135,11 @@ def _runs_of(word: str) -> list[Path]:
         runs = _at_or_below(path)
         reason = "no run directory (no config.yaml there or below); a quoted pattern skips what is no run"
     else:
-        runs = [run for match in glob.glob(str(path), recursive=True) for run in _at_or_below(Path(match))]
+        runs = [
+            run
+            for match in glob.glob(str(path), recursive=True)
+            for run in _at_or_below(Path(match))
+        ]
         reason = "matches no run directory" if glob.has_magic(word) else "no such run directory"
     if not runs:
         raise CheckpointError(f"{word}: {reason}")
@@ -120,7 +169,9 @@ def read_run(path: Path) -> Run:
     """
     evaluation = _read(path / EVALUATION)
     context = evaluation.get("context", {})
-    home = path if (path / "config.yaml").exists() else run_of(Path(context.get("checkpoint", path)))
+    home = (
+        path if (path / "config.yaml").exists() else run_of(Path(context.get("checkpoint", path)))
+    )
     config, final = _read(home / "config.yaml"), _read(home / "metrics.json")
     if not isinstance(config.get("model"), dict):
         raise DataError(f"{home / 'config.yaml'}: not the configuration of a run (no model in it)")
@@ -129,7 +180,9 @@ def read_run(path: Path) -> Run:
     protocol = {name: context[name] for name in PROTOCOL if context.get(name) is not None}
     return Run(
         path=path,
-        settings=_settings(config) | {"evaluation": "yes" if evaluation else "no"} | _typed(protocol, "evaluation"),
+        settings=_settings(config)
+        | {"evaluation": "yes" if evaluation else "no"}
+        | _typed(protocol, "evaluation"),
         seed=config.get("seed"),
         numbers=_measured(evaluation or final) | numbers,
         context=context,
@@ -156,11 +209,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _measured(content: dict[str, Any]) -> dict[str, Number]:
     details = content.get("details", {})
-    return {name: _number(value, details.get(name, {})) for name, value in content.items() if name.startswith(STAGES)}
+    return {
+        name: _number(value, details.get(name, {}))
+        for name, value in content.items()
+        if name.startswith(STAGES)
+    }
 
 
 def _number(value: float | None, details: dict[str, Any]) -> Number:
-    known = {name: details[name] for name in ("error", "error_kind", "reason", "context") if name in details}
+    known = {
+        name: details[name]
+        for name in ("error", "error_kind", "reason", "context")
+        if name in details
+    }
     if value is not None and not math.isfinite(value):
         return Number(None, **known | {"error": None, "reason": f"not finite ({value})"})
     return Number(value, **known)
@@ -168,9 +229,14 @@ def _number(value: float | None, details: dict[str, Any]) -> Number:
 
 def _settings(config: dict[str, Any]) -> dict[str, str]:
     """Flat settings of a resolved configuration, the model first, as they are typed: ``{"schedule": "cosine"}``."""
-    originals = [config, *(node for key, node in config.items() if isinstance(node, dict) and key not in HOLDERS)]
+    originals = [
+        config,
+        *(node for key, node in config.items() if isinstance(node, dict) and key not in HOLDERS),
+    ]
     config = {"model": None} | config
-    held = {key: _own(config[key], originals) for key in HOLDERS if isinstance(config.get(key), dict)}
+    held = {
+        key: _own(config[key], originals) for key in HOLDERS if isinstance(config.get(key), dict)
+    }
     settings = _typed(config | held)
     if settings.get("dataset") not in OF_ROOT:
         settings.pop("dataset.root", None)
@@ -182,7 +248,9 @@ def _own(node: dict[str, Any], originals: list[dict[str, Any]]) -> dict[str, Any
     return {
         key: _own(value, originals) if isinstance(value, dict) else value
         for key, value in node.items()
-        if not (isinstance(value, dict) and any(value == original.get(key) for original in originals))
+        if not (
+            isinstance(value, dict) and any(value == original.get(key) for original in originals)
+        )
     }
 
 
@@ -190,14 +258,18 @@ def _typed(node: dict[str, Any], path: str = "") -> dict[str, str]:
     return {name: typed(value) for name, value in _flat(node, path)}
 
 
-def _flat(node: dict[str, Any], path: str = "", above: str | None = None) -> Iterator[tuple[str, Any]]:
+def _flat(
+    node: dict[str, Any], path: str = "", above: str | None = None
+) -> Iterator[tuple[str, Any]]:
     option = None if path in ("", "callback", "evaluation") else option_of(node)
     if option not in (None, above):
         yield path, option
     for key, value in node.items():
         name = f"{path}.{key}".lstrip(".")
         if OMITTED.isdisjoint((key, name)):
-            yield from _flat(value, name, option or above) if isinstance(value, dict) else [(name, value)]
+            yield from (
+                _flat(value, name, option or above) if isinstance(value, dict) else [(name, value)]
+            )
 
 
 def option_of(node: dict[str, Any]) -> str | None:
@@ -215,7 +287,9 @@ def option_of(node: dict[str, Any]) -> str | None:
 def brief(value: Any) -> str:  # noqa: ANN401 (whatever a context can hold)
     """A value for a reader, a node of a configuration as ``ddim eta=1.0 num_steps=50``."""
     if isinstance(value, dict):
-        settings = [f"{key}={typed(held)}" for key, held in value.items() if not key.startswith("_")]
+        settings = [
+            f"{key}={typed(held)}" for key, held in value.items() if not key.startswith("_")
+        ]
         return " ".join([*filter(None, [option_of(value)]), *settings])
     if value and isinstance(value, list) and all(isinstance(word, str) for word in value):
         return " ".join(value)
@@ -224,4 +298,6 @@ def brief(value: Any) -> str:  # noqa: ANN401 (whatever a context can hold)
 
 def typed(value: Any) -> str:  # noqa: ANN401 (whatever a configuration can hold)
     """A value as it is typed on the command line: ``null``, ``true``, ``[1,2]``, ``0.003``."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    return (
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    )

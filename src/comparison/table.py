@@ -65,7 +65,11 @@ class Grid:
         if len(grid.blocks(width)) == 1:
             return grid
         return replace(
-            grid, rows=[[Cell(_wrapped(name.text, max(NARROW, width // 4))), *cells] for name, *cells in self.rows]
+            grid,
+            rows=[
+                [Cell(_wrapped(name.text, max(NARROW, width // 4))), *cells]
+                for name, *cells in self.rows
+            ],
         )
 
     def _width(self, column: int) -> int:
@@ -80,7 +84,9 @@ def show(comparison: Comparison, console: Console) -> None:
     for block in grid.blocks(console.width):
         table = Table()
         for column in block:
-            table.add_column(Text(grid.header[column]), justify="right" if column else "left", overflow="fold")
+            table.add_column(
+                Text(grid.header[column]), justify="right" if column else "left", overflow="fold"
+            )
         for i, row in enumerate(grid.rows):
             cells = (row[column] for column in block)
             styled = (Text(cell.plain, style="bold green" if cell.best else "") for cell in cells)
@@ -108,14 +114,19 @@ def lay_out(comparison: Comparison) -> tuple[Grid, list[str]]:
     """
     reasons: dict[str, str] = {}
     labels = [setting.label for setting in comparison.settings]
-    choices = [(name, [Cell(value) for value in values]) for name, values in comparison.choices.items()]
+    choices = [
+        (name, [Cell(value) for value in values]) for name, values in comparison.choices.items()
+    ]
     seeds = ("seed", [Cell(setting.seeds) for setting in comparison.settings])
     numbers = [
-        [(name, _cells(comparison, name, reasons)) for name in kind] for kind in (comparison.metrics, comparison.costs)
+        [(name, _cells(comparison, name, reasons)) for name in kind]
+        for kind in (comparison.metrics, comparison.costs)
     ]
     if FEW < len(labels) >= len(comparison.metrics):
         lines = [seeds, *chain(*numbers), *choices]  # most choices are told by the labels
-        columns = zip([Cell(label) for label in labels], *(cells for _, cells in lines), strict=True)
+        columns = zip(
+            [Cell(label) for label in labels], *(cells for _, cells in lines), strict=True
+        )
         grid = Grid(["", *(name for name, _ in lines)], [list(row) for row in columns])
     else:
         sections = [[*choices, seeds], *numbers]
@@ -136,7 +147,10 @@ def _wrapped(text: str, width: int = NARROW) -> str:
 
 def _cells(comparison: Comparison, name: str, reasons: dict[str, str]) -> list[Cell]:
     best = comparison.best(name)
-    return [Cell(_shown(setting, name, reasons), i in best) for i, setting in enumerate(comparison.settings)]
+    return [
+        Cell(_shown(setting, name, reasons), i in best)
+        for i, setting in enumerate(comparison.settings)
+    ]
 
 
 def _shown(setting: Setting, name: str, reasons: dict[str, str]) -> str:
@@ -144,7 +158,9 @@ def _shown(setting: Setting, name: str, reasons: dict[str, str]) -> str:
     if number is None:
         return ""
     if number.value is None:
-        mark = reasons.setdefault(number.reason or "no reason was given", str(len(reasons) + 1).translate(SUPERSCRIPTS))
+        mark = reasons.setdefault(
+            number.reason or "no reason was given", str(len(reasons) + 1).translate(SUPERSCRIPTS)
+        )
         return f"–{mark}"
     fewer = f" (n={number.count})" if number.count < len(setting.runs) else ""
     return formatted(number) + fewer
@@ -161,7 +177,11 @@ def formatted(number: Number) -> str:
 
 def _rounded(value: float, digits: int) -> str:
     exponent = _exponent(value)
-    return f"{value:.{max(0, digits - 1 - exponent)}f}" if -6 <= exponent < 7 else f"{value:.{digits - 1}e}"
+    return (
+        f"{value:.{max(0, digits - 1 - exponent)}f}"
+        if -6 <= exponent < 7
+        else f"{value:.{digits - 1}e}"
+    )
 
 
 def _exponent(value: float) -> int:
@@ -176,7 +196,16 @@ def markdown(comparison: Comparison) -> str:
     lines.insert(1, "|---|" + "---:|" * (len(grid.header) - 1))
     paragraphs = [f"- {note}" for note in [*reasons, *notes(comparison, best="**bold**")]]
     title = f"# Comparison of {len(comparison.runs)} run{'s' * (len(comparison.runs) > 1)}"
-    text = [title, "", *lines, "", *paragraphs, "", *how_measured(comparison), *runs_table(comparison)]
+    text = [
+        title,
+        "",
+        *lines,
+        "",
+        *paragraphs,
+        "",
+        *how_measured(comparison),
+        *runs_table(comparison),
+    ]
     return "\n".join(text) + "\n"
 
 
@@ -194,7 +223,12 @@ def comma_separated(comparison: Comparison) -> str:
     writer.writerow(["setting", "runs", "n", "seeds", *comparison.choices, *own])
     for i, setting in enumerate(comparison.settings):
         runs = setting.runs
-        row = [setting.label, ";".join(str(run.path) for run in runs), len(runs), ";".join(str(r.seed) for r in runs)]
+        row = [
+            setting.label,
+            ";".join(str(run.path) for run in runs),
+            len(runs),
+            ";".join(str(r.seed) for r in runs),
+        ]
         row += [values[i] for values in comparison.choices.values()]
         for name in names:
             number = setting.numbers.get(name, Number(None))

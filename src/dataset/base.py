@@ -43,7 +43,9 @@ class ImageData:
     with the known generative factors, or None. Raises DataError when the split is empty or the lengths disagree.
     """
 
-    def __init__(self, images: Images, labels: Tensor | None = None, factors: Tensor | None = None) -> None:
+    def __init__(
+        self, images: Images, labels: Tensor | None = None, factors: Tensor | None = None
+    ) -> None:
         if len(images) == 0:
             raise DataError("the data set has 0 images")
         for name, values in (("labels", labels), ("factors", factors)):
@@ -62,7 +64,9 @@ class ImageData:
     def subset(self, index: Tensor) -> ImageData:
         """The images at ``index`` (positions, long) with their labels and factors; lazy images stay lazy."""
         return ImageData(
-            self.images[index] if isinstance(self.images, Tensor) else Selection(self.images, index),
+            self.images[index]
+            if isinstance(self.images, Tensor)
+            else Selection(self.images, index),
             None if self.labels is None else self.labels[index],
             None if self.factors is None else self.factors[index],
         )
@@ -86,7 +90,9 @@ def fixed_split(name: str, num: int, num_val: int, num_test: int, split: str) ->
     """Sorted positions (long) of ``split`` among ``num`` images, by a permutation that depends on ``name`` alone."""
     num_train = num - num_val - num_test
     if num_train < 1:
-        raise DataError(f"{name} has {num} images: {num_val} for val and {num_test} for test leave none to train on")
+        raise DataError(
+            f"{name} has {num} images: {num_val} for val and {num_test} for test leave none to train on"
+        )
     order = torch.randperm(num, generator=generator(name, "split"))
     return order.split([num_train, num_val, num_test])[SPLITS.index(split)].sort().values
 

@@ -19,7 +19,12 @@ from src.noise import mix
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 64 * 10**6  # of a file: 200 MB decoded; a few hundred kilobytes can hold many more
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # by content: a file of another kind is refused whatever its name
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+)  # by content: a file of another kind is refused whatever its name
 
 
 def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> ImageData:
@@ -39,7 +44,9 @@ def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> Imag
     if not every:
         raise DataError(f"dataset.root={place} holds no image ({', '.join(EXTENSIONS)})")
     if not files[split]:
-        raise DataError(f"dataset.root={place}: none of its {len(every)} images falls into {split}: add more")
+        raise DataError(
+            f"dataset.root={place}: none of its {len(every)} images falls into {split}: add more"
+        )
     labels = _labels([file for _, file in files[split]], every)
     paths = [str(place / folder / file) for folder, file in files[split]]
     return ImageData(FolderImages(paths, image_size, channels), labels)
@@ -49,7 +56,9 @@ class FolderImages:
     """Image files as uint8 (B, channels, image_size, image_size): shorter side resized, centre cropped."""
 
     def __init__(self, paths: Sequence[str], image_size: int, channels: int) -> None:
-        self.paths = np.array([os.fsencode(path) for path in paths])  # one array, so that workers share its memory
+        self.paths = np.array(
+            [os.fsencode(path) for path in paths]
+        )  # one array, so that workers share its memory
         self.image_size, self.channels = image_size, channels
 
     def __len__(self) -> int:
@@ -57,9 +66,13 @@ class FolderImages:
 
     def __getitem__(self, index: Sequence[int] | Tensor) -> Tensor:
         positions = torch.as_tensor(index, dtype=torch.long).tolist()
-        images = torch.empty(len(positions), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        images = torch.empty(
+            len(positions), self.channels, self.image_size, self.image_size, dtype=torch.uint8
+        )
         for image, position in zip(images, positions, strict=True):
-            image.copy_(read_image(os.fsdecode(self.paths[position]), self.image_size, self.channels))
+            image.copy_(
+                read_image(os.fsdecode(self.paths[position]), self.image_size, self.channels)
+            )
         return images
 
 
@@ -77,17 +90,23 @@ def decode_image(source: str | BinaryIO, name: str, image_size: int, channels: i
     """``read_image`` of an open file, or of the file at a path; ``name`` is what an error calls it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # PIL's own limit, which is higher
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # PIL's own limit, which is higher
             with Image.open(source, formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
+                    raise DataError(
+                        f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}"
+                    )
                 picture = _convert(opened, "L" if channels == 1 else "RGB")
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise many kinds on damaged files
         raise DataError(f"cannot read image {name}: {error}") from error
-    return torch.from_numpy(np.array(picture)).view(image_size, image_size, channels).permute(2, 0, 1)
+    return (
+        torch.from_numpy(np.array(picture)).view(image_size, image_size, channels).permute(2, 0, 1)
+    )
 
 
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
@@ -103,10 +122,14 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
 def _files_by_split(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Per split its image files as (folder below root, path below that folder), sorted."""
     if not root.is_dir():
-        raise DataError(f"dataset.root={root} is not a folder: set dataset.root to a folder of images")
+        raise DataError(
+            f"dataset.root={root} is not a folder: set dataset.root to a folder of images"
+        )
     folders = [split for split in SPLITS if (root / split).is_dir()]
     if folders and "train" not in folders:
-        raise DataError(f"dataset.root={root} has {' and '.join(folders)} but no train: add it, or rename them")
+        raise DataError(
+            f"dataset.root={root} has {' and '.join(folders)} but no train: add it, or rename them"
+        )
     files: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     pool = "train" if folders else ""
     for file in _find_images(root / pool):
@@ -136,9 +159,13 @@ def _walk(folder: Path) -> Iterator[str]:
         here = Path(current)
         for link in (here / name for name in folders if (here / name).is_symlink()):
             if any(link.samefile(above) for above in (here, *here.parents)):
-                raise DataError(f"dataset.root={folder}: {link} leads back to a folder that it is in: remove the link")
+                raise DataError(
+                    f"dataset.root={folder}: {link} leads back to a folder that it is in: remove the link"
+                )
         for name in files:
-            if not name.startswith("."):  # such as the "._photo.jpg" that macOS leaves on foreign disks
+            if not name.startswith(
+                "."
+            ):  # such as the "._photo.jpg" that macOS leaves on foreign disks
                 yield (Path(current) / name).relative_to(folder).as_posix()
 
 

@@ -18,7 +18,9 @@ CHUNK = 2**18  # pixels drawn at a time
 MAX_PIXELS = 2**32  # of all images together, one byte each: dSprites has 3.0e9
 
 
-def load(root: str | None, split: str, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES) -> ImageData:
+def load(
+    root: str | None, split: str, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES
+) -> ImageData:
     """White sprites on black (N, 1, image_size, image_size), labels = shape (square, ellipse, heart), factors (N, 5).
 
     The grid of all factors is cut 80/10/10 by a fixed permutation. Orientation spans [0, 2 pi) for every shape as in
@@ -32,10 +34,14 @@ def load(root: str | None, split: str, image_size: int = 32, factor_sizes: Seque
     num = int(picture.max()) + 1
     chosen = fixed_split("shapes", num, num_val=num // 10, num_test=num // 10, split=split)
     factors = factors[torch.isin(picture, chosen)]
-    return ImageData(render(factors, image_size, factor_sizes), labels=factors[:, 0].clone(), factors=factors)
+    return ImageData(
+        render(factors, image_size, factor_sizes), labels=factors[:, 0].clone(), factors=factors
+    )
 
 
-def render(factors: Tensor, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES) -> Tensor:
+def render(
+    factors: Tensor, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES
+) -> Tensor:
     """Draw sprites: factors (N, 5) long -> uint8 (N, 1, image_size, image_size), edges anti-aliased.
 
     scale goes from 0.5 to 1; orientation k of n is 2 pi k / n, turning from x (right) to y (down); x and y place the
@@ -111,11 +117,15 @@ def _check(image_size: int, factor_sizes: Sequence[int]) -> None:
     whole = isinstance(image_size, int) and image_size >= 8
     require(whole, "image_size", image_size, "must be an integer >= 8")
     require(
-        len(factor_sizes) == len(FACTORS) and min(factor_sizes) >= 1 and factor_sizes[0] <= len(SPRITES),
+        len(factor_sizes) == len(FACTORS)
+        and min(factor_sizes) >= 1
+        and factor_sizes[0] <= len(SPRITES),
         "factor_sizes",
         list(factor_sizes),
         f"{len(FACTORS)} integers of at least 1 ({', '.join(FACTORS)}), with at most {len(SPRITES)} shapes",
     )
     num = math.prod(factor_sizes)
     fits = num * image_size**2 <= MAX_PIXELS
-    require(fits, "image_size", image_size, f"must keep all {num} images (factor_sizes) below 4 GiB")
+    require(
+        fits, "image_size", image_size, f"must keep all {num} images (factor_sizes) below 4 GiB"
+    )

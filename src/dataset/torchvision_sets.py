@@ -25,7 +25,16 @@ NUM_VAL = 5000  # cut from the official training set
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte; the default is to wait for ever
 
 # What torchvision's readers raise on a file that is not what its name says.
-UNREADABLE = (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, pickle.PickleError)
+UNREADABLE = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+)
 
 
 class Source(NamedTuple):
@@ -53,7 +62,9 @@ def idx_source(dataset: type[MNIST]) -> Source:
 
 def batch_source(dataset: type[CIFAR10]) -> Source:
     """Source of a set in CIFAR's pickled batches: ROOT/cifar-10-batches-py/data_batch_1 and more, checked by MD5."""
-    md5 = dict([*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]])
+    md5 = dict(
+        [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
+    )
     return Source(
         dataset,
         dataset.base_folder,
@@ -69,7 +80,12 @@ def load_official(source: Source, root: str, split: str) -> ImageData:
     Nothing is written when the files are under ``root``; they are downloaded to it otherwise.
     """
     check_split(split)
-    require(bool(root), "dataset.root", root, f"the folder that holds {source.folder}, or where to download it")
+    require(
+        bool(root),
+        "dataset.root",
+        root,
+        f"the folder that holds {source.folder}, or where to download it",
+    )
     place = Path(root).expanduser()
     if not all((place / source.folder / name).is_file() for name in source.files):
         _download(source, place)
@@ -87,12 +103,16 @@ def _read(source: Source, root: Path, train: bool) -> ImageData:
     except UNREADABLE as error:
         paths = [root / source.folder / name for name in source.files]
         damaged = next((path for path in paths if not source.is_sound(path)), root / source.folder)
-        raise DataError(f"{damaged} is damaged ({_reason(error)}): remove it to have it downloaded again") from error
+        raise DataError(
+            f"{damaged} is damaged ({_reason(error)}): remove it to have it downloaded again"
+        ) from error
     pixels = torch.as_tensor(official.data)  # (N, H, W), or (N, H, W, C)
     images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.as_tensor(official.targets, dtype=torch.long)
     if len(images) != len(labels):
-        raise DataError(f"{root / source.folder} has {len(images)} images and {len(labels)} labels: replace its files")
+        raise DataError(
+            f"{root / source.folder} has {len(images)} images and {len(labels)} labels: replace its files"
+        )
     return ImageData(images, labels)
 
 
@@ -100,7 +120,10 @@ def _download(source: Source, root: Path) -> None:
     """Download into a scratch folder and move the finished files: a killed download leaves nothing half done."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _timeout(DOWNLOAD_TIMEOUT), tempfile.TemporaryDirectory(prefix=".download-", dir=root) as name:
+        with (
+            _timeout(DOWNLOAD_TIMEOUT),
+            tempfile.TemporaryDirectory(prefix=".download-", dir=root) as name,
+        ):
             scratch = Path(name)
             for archive in filter(lambda archive: (root / archive).is_file(), source.archives):
                 (scratch / archive).parent.mkdir(parents=True, exist_ok=True)

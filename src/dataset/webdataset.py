@@ -55,7 +55,12 @@ def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> Imag
     train, by a hash of each sample's key. Labels: the number in a sample's ``.cls``; None where no sample has one.
     """
     check_split(split)
-    require(bool(root), "dataset.root", root, "a folder of shards, or a pattern such as train-{000..146}.tar")
+    require(
+        bool(root),
+        "dataset.root",
+        root,
+        "a folder of shards, or a pattern such as train-{000..146}.tar",
+    )
     require(image_size >= 1, "image_size", image_size, "an integer of at least 1")
     require(channels in (1, 3), "channels", channels, "1 (grey) or 3 (colour)")
     shards = _by_split(_find(root))
@@ -68,10 +73,14 @@ def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> Imag
         indices = [index.take(~np.isin(index.tenth, taken)) for index in indices]
     start, size, label, _ = map(np.concatenate, zip(*indices, strict=True))
     if not len(start):
-        raise DataError(f"dataset.root={root}: no image of {len(own)} shards falls into {split}: add more")
+        raise DataError(
+            f"dataset.root={root}: no image of {len(own)} shards falls into {split}: add more"
+        )
     without = int((label == NO_LABEL).sum())
     if 0 < without < len(label):
-        raise DataError(f"dataset.root={root}: {without} of {len(label)} samples of {split} have no label (.cls)")
+        raise DataError(
+            f"dataset.root={root}: {without} of {len(label)} samples of {split} have no label (.cls)"
+        )
     shard = np.repeat(np.arange(len(own)), [len(index.start) for index in indices])
     images = ShardImages(own, (shard, start, size), image_size, channels)
     return ImageData(images, None if without else torch.from_numpy(label))
@@ -84,7 +93,9 @@ class ShardImages:
     a batch are asked for together. Raises DataError where one cannot be read, for ten seconds, or is no image.
     """
 
-    def __init__(self, shards: Sequence[str], places: Sequence[np.ndarray], image_size: int, channels: int) -> None:
+    def __init__(
+        self, shards: Sequence[str], places: Sequence[np.ndarray], image_size: int, channels: int
+    ) -> None:
         self.shards, self.image_size, self.channels = shards, image_size, channels
         self.shard, self.start, self.size = places
 
@@ -95,16 +106,29 @@ class ShardImages:
         at = torch.as_tensor(index, dtype=torch.long).numpy()
         paths = [self.shards[shard] for shard in self.shard[at]]
         starts, ends = self.start[at].tolist(), (self.start[at] + self.size[at]).tolist()
-        images = torch.empty(len(at), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
-        for image, file, path, start in zip(images, _read(paths, starts, ends), paths, starts, strict=True):
-            image.copy_(decode_image(io.BytesIO(file), f"at byte {start} of {path}", self.image_size, self.channels))
+        images = torch.empty(
+            len(at), self.channels, self.image_size, self.image_size, dtype=torch.uint8
+        )
+        for image, file, path, start in zip(
+            images, _read(paths, starts, ends), paths, starts, strict=True
+        ):
+            image.copy_(
+                decode_image(
+                    io.BytesIO(file), f"at byte {start} of {path}", self.image_size, self.channels
+                )
+            )
         return images
 
 
 def _find(root: str) -> list[str]:
     """Sorted paths or URLs of the shards that ``root`` stands for. Raises ConfigError, DataError."""
     protocol = fsspec.utils.get_protocol(root)
-    require(protocol in PROTOCOLS, "dataset.root", root, f"a path, or a URL of {', '.join(PROTOCOLS[1:])}")
+    require(
+        protocol in PROTOCOLS,
+        "dataset.root",
+        root,
+        f"a path, or a URL of {', '.join(PROTOCOLS[1:])}",
+    )
     if "://" in root:
         return sorted(_expand(root))
     place = Path(root).expanduser()
@@ -124,7 +148,9 @@ def _expand(pattern: str) -> Iterator[str]:
     words = found[1].split(",")
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if numbers:
-        words = [f"{number:0{len(numbers[1])}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+        words = [
+            f"{number:0{len(numbers[1])}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)
+        ]
     for word in words:
         yield from _expand(pattern[: found.start()] + word + pattern[found.end() :])
 
@@ -135,7 +161,9 @@ def _by_split(shards: list[str]) -> dict[str, list[str]]:
         named = re.match("val|test", PurePosixPath(shard).name)
         by_split[named[0] if named else "train"].append(shard)
     if not by_split["train"]:
-        raise DataError(f"{shards[0]}: all {len(shards)} shards are named val or test, none is left to train on")
+        raise DataError(
+            f"{shards[0]}: all {len(shards)} shards are named val or test, none is left to train on"
+        )
     return by_split
 
 
@@ -150,14 +178,24 @@ def _read(paths: list[str], starts: list[int], ends: list[int | None]) -> list[b
     for wait in (*WAITS, 0):
         asked = ([values[i] for i in missing] for values in (paths, starts, ends))
         for i, part in zip(missing, files.cat_ranges(*asked, on_error="return"), strict=True):
-            short = ends[i] is not None and not isinstance(part, Exception) and len(part) != ends[i] - starts[i]
-            parts[i] = OSError(f"{len(part)} bytes came instead of {ends[i] - starts[i]}") if short else part
+            short = (
+                ends[i] is not None
+                and not isinstance(part, Exception)
+                and len(part) != ends[i] - starts[i]
+            )
+            parts[i] = (
+                OSError(f"{len(part)} bytes came instead of {ends[i] - starts[i]}")
+                if short
+                else part
+            )
         missing = [i for i in missing if isinstance(parts[i], Exception)]
         if all(isinstance(parts[i], FileNotFoundError) for i in missing):
             break
         time.sleep(wait)
     for i in missing:
-        raise DataError(f"cannot read {paths[i]}: {parts[i] or type(parts[i]).__name__}") from parts[i]
+        raise DataError(
+            f"cannot read {paths[i]}: {parts[i] or type(parts[i]).__name__}"
+        ) from parts[i]
     return parts
 
 
@@ -165,11 +203,17 @@ def _indices(shards: list[str]) -> list[Index]:
     """The index of each shard, from beside it; a local shard without one is read from end to end."""
     there = [shard for shard in shards if "://" in shard or Path(f"{shard}.index").is_file()]
     try:
-        contents = _read([f"{shard}.index" for shard in there], [0] * len(there), [None] * len(there)) if there else []
+        contents = (
+            _read([f"{shard}.index" for shard in there], [0] * len(there), [None] * len(there))
+            if there
+            else []
+        )
     except DataError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        advice = "where the shards are, make them with python -m src.dataset.webdataset SHARD.tar ..."
+        advice = (
+            "where the shards are, make them with python -m src.dataset.webdataset SHARD.tar ..."
+        )
         raise DataError(f"{error}: shards at a URL need an index beside them; {advice}") from error
     known = {shard: _parsed(shard, content) for shard, content in zip(there, contents, strict=True)}
     return [known[shard] if shard in known else _scan(shard) for shard in shards]
@@ -178,7 +222,10 @@ def _indices(shards: list[str]) -> list[Index]:
 def _parsed(shard: str, content: bytes) -> Index:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            index, size = Index(*(file[name].astype(np.int64) for name in Index._fields)), int(file["bytes"])
+            index, size = (
+                Index(*(file[name].astype(np.int64) for name in Index._fields)),
+                int(file["bytes"]),
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{shard}.index is damaged: make it anew") from error
     if "://" not in shard and Path(shard).stat().st_size != size:
@@ -190,21 +237,29 @@ def _scan(shard: str) -> Index:
     """The samples of a local shard, in its order: files whose paths agree up to the first dot of the name."""
     found: dict[str, list[int]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:  # not compressed: nothing could be read from its middle
+        with tarfile.open(
+            shard, "r:"
+        ) as tar:  # not compressed: nothing could be read from its middle
             for member in tar:
                 named = KEY.fullmatch(member.name)
                 if not named or not member.isreg():
                     continue
-                start, size, label, tenth = found.get(named[1], (0, 0, NO_LABEL, mix("webdataset", named[1]) % 10))
+                start, size, label, tenth = found.get(
+                    named[1], (0, 0, NO_LABEL, mix("webdataset", named[1]) % 10)
+                )
                 if f".{named[2].lower()}" in EXTENSIONS:
                     start, size = member.offset_data, member.size
                 elif named[2] == "cls":
                     label = int(tar.extractfile(member).read())
                 found[named[1]] = [start, size, label, tenth]
-            tar.fileobj.seek(tar.offset)  # tarfile takes a shard that was cut off, or two in one file, for whole
+            tar.fileobj.seek(
+                tar.offset
+            )  # tarfile takes a shard that was cut off, or two in one file, for whole
             end = tar.fileobj.read(2**20)
             if len(end) < tarfile.BLOCKSIZE or any(end):
-                raise tarfile.TarError(f"no end mark at byte {tar.offset}: cut off, or several in one file")
+                raise tarfile.TarError(
+                    f"no end mark at byte {tar.offset}: cut off, or several in one file"
+                )
     except (OSError, ValueError, tarfile.TarError) as error:
         raise DataError(f"{shard}: not a sound .tar file of samples ({error})") from error
     rows = [row for row in found.values() if row[1]]

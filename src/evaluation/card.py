@@ -22,7 +22,17 @@ from src.runtime.readings import reading
 from src.runtime.run import keep_earlier
 
 SECTIONS = {  # heading -> first parts of the names below it
-    "Samples": ("fid", "kid", "precision", "recall", "density", "coverage", "memorised", "inception", "confident"),
+    "Samples": (
+        "fid",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "memorised",
+        "inception",
+        "confident",
+    ),
     "Likelihood": ("bits", "nats", "log_likelihood", "rate", "distortion"),
     "Latents": ("active", "kl", "num", "mig", "dci", "sap", "factor", "beta"),
 }
@@ -45,7 +55,10 @@ class Card:
 
     def add(self, stage: str, measured: Mapping[str, Measurement], **context: Any) -> None:  # noqa: ANN401
         """Take over numbers, named ``<stage>/<name>``, with context that they share; NaN is no number."""
-        self.numbers |= {f"{stage}/{name}": _finite(number).within(**context) for name, number in measured.items()}
+        self.numbers |= {
+            f"{stage}/{name}": _finite(number).within(**context)
+            for name, number in measured.items()
+        }
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -61,7 +74,10 @@ class Card:
             keep_earlier(directory / name)
         files = [directory / name for name in FILES[:2]]
         details = {name: _details(number) for name, number in self.numbers.items()}
-        write_json(files[0], self.values | {"details": details, "context": self.context, "notes": self.notes})
+        write_json(
+            files[0],
+            self.values | {"details": details, "context": self.context, "notes": self.notes},
+        )
         write_text(files[1], self._markdown())
         for name, picture in self.pictures.items():
             files.append(directory / f"evaluation-{name}.png")
@@ -71,7 +87,9 @@ class Card:
 
     def show(self) -> None:
         """Print the card as a table."""
-        console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        console = Console(
+            width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True
+        )
         table = Table(title=self.title, title_justify="left")
         table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right", no_wrap=True)
@@ -90,7 +108,11 @@ class Card:
         sections: dict[str, list[str]] = {heading: [] for heading in (*SECTIONS, OTHER)}
         for name in (name for name, number in self.numbers.items() if number.applies):
             stage, _, rest = name.partition("/")
-            fitting = [heading for heading, starts in SECTIONS.items() if stage == "test" and rest.startswith(starts)]
+            fitting = [
+                heading
+                for heading, starts in SECTIONS.items()
+                if stage == "test" and rest.startswith(starts)
+            ]
             sections[fitting[0] if fitting else OTHER].append(name)
         return [(heading, names) for heading, names in sections.items() if names]
 
@@ -102,22 +124,39 @@ class Card:
         lines = [f"# {self.title}", ""]
         for heading, names in self._sections():
             lines += [f"## {heading}", "", "| metric | value | reading |", "|---|---:|---|"]
-            lines += [f"| `{n}` | {_with_error(self.numbers[n])} | {_cell(self._reading(n))} |" for n in names]
+            lines += [
+                f"| `{n}` | {_with_error(self.numbers[n])} | {_cell(self._reading(n))} |"
+                for n in names
+            ]
             lines += ["", *self._facts(names), *self._kinds_of_error(names), ""]
-        lines += ["## Context", "", *(f"- {name}: {brief(value)}" for name, value in self.context.items())]
+        lines += [
+            "## Context",
+            "",
+            *(f"- {name}: {brief(value)}" for name, value in self.context.items()),
+        ]
         lines += [f"- {text}" for text in self.notes]
         return "\n".join(lines) + "\n"
 
     def _facts(self, names: Sequence[str]) -> Iterator[str]:
         """What each number depends on beyond the context of the card: a line for what all share, then their own."""
         contexts = [
-            {key: value for key, value in self.numbers[name].context.items() if self.context.get(key) != value}
+            {
+                key: value
+                for key, value in self.numbers[name].context.items()
+                if self.context.get(key) != value
+            }
             for name in names
         ]
-        shared = {key: value for key, value in contexts[0].items() if all(c.get(key) == value for c in contexts)}
+        shared = {
+            key: value
+            for key, value in contexts[0].items()
+            if all(c.get(key) == value for c in contexts)
+        }
         own: dict[str, list[str]] = defaultdict(list)
         for name, context in zip(names, contexts, strict=True):
-            own[_listed({key: value for key, value in context.items() if key not in shared})].append(name)
+            own[
+                _listed({key: value for key, value in context.items() if key not in shared})
+            ].append(name)
         yield from [f"- all: {_listed(shared)}"] if shared else []
         yield from (f"- {_quoted(owners)}: {facts}" for facts, owners in own.items() if facts)
 
@@ -132,7 +171,11 @@ class Card:
 def _finite(number: Measurement) -> Measurement:
     if number.value is not None and not math.isfinite(number.value):
         return replace(number, value=None, error=None, reason=f"not finite ({number.value})")
-    return number if number.error is None or math.isfinite(number.error) else replace(number, error=None)
+    return (
+        number
+        if number.error is None or math.isfinite(number.error)
+        else replace(number, error=None)
+    )
 
 
 def _details(number: Measurement) -> dict[str, Any]:

@@ -31,12 +31,16 @@ def posterior_quality(
 
     parts = share_work(len(data.splits["test"]), BATCH, of_block)
     mean, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
-    measured = {name: number.within(split="test") for name, number in latent_quality(mean, log_var).items()}
+    measured = {
+        name: number.within(split="test") for name, number in latent_quality(mean, log_var).items()
+    }
     return measured, collapse_warning(mean, log_var)
 
 
 @torch.no_grad()
-def disentanglement(model: CanEncode, data: ImageDataModule, device: torch.device) -> dict[str, Measurement]:
+def disentanglement(
+    model: CanEncode, data: ImageDataModule, device: torch.device
+) -> dict[str, Measurement]:
     """Scores of the codes against the known factors, over the images of all splits as in disentanglement_lib."""
     codes = torch.cat([_codes(model, data, split, device) for split in SPLITS])
     factors = torch.cat([data.splits[split].factors for split in SPLITS])

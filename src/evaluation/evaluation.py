@@ -19,7 +19,15 @@ from src.evaluation.figures import bound_terms
 from src.evaluation.generation import Judge, named
 from src.features.base import HasAccuracy
 from src.metric.base import Measurement
-from src.model.base import CanEncode, CanEstimate, CanSample, CanScore, GenerativeModel, HasLikelihood, HasPosterior
+from src.model.base import (
+    CanEncode,
+    CanEstimate,
+    CanSample,
+    CanScore,
+    GenerativeModel,
+    HasLikelihood,
+    HasPosterior,
+)
 from src.module import GenerativeModule
 from src.runtime.build import build
 from src.runtime.data import ImageDataModule, data_of
@@ -40,23 +48,31 @@ class Evaluation:
     measured. Raises subclasses of ProjectError.
     """
 
-    def __init__(self, cfg: DictConfig, checkpoint: dict[str, Any], path: Path, output: Path) -> None:
+    def __init__(
+        self, cfg: DictConfig, checkpoint: dict[str, Any], path: Path, output: Path
+    ) -> None:
         _check(cfg)
         pl.seed_everything(cfg.seed, verbose=False)
         self.cfg, self.checkpoint, self.path = cfg, checkpoint, path
         self.run = _run_config(cfg, checkpoint)
-        self.run.seed = cfg.seed  # bits and noise of an evaluation do not depend on the run that it is of
+        self.run.seed = (
+            cfg.seed
+        )  # bits and noise of an evaluation do not depend on the run that it is of
         self.model: GenerativeModel = restore(self.run.model, checkpoint)
         metric = build(self.run, "metric")
         samples = isinstance(self.model, CanSample) and metric.active
-        self.judge = Judge(build(self.run, "features"), metric, self.run.cache_dir) if samples else None
+        self.judge = (
+            Judge(build(self.run, "features"), metric, self.run.cache_dir) if samples else None
+        )
         self.scoring = build(cfg, "score")
         self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
         if rank_zero_only.rank == 0:
             check_writable(output, "output")
         self.data: ImageDataModule = data_of(self.run)
         self.shards = shards_of(output, path, self.run.model, cfg)
-        self.num_samples = max(2, len(self.data.splits["test"])) if cfg.num_samples is None else cfg.num_samples
+        self.num_samples = (
+            max(2, len(self.data.splits["test"])) if cfg.num_samples is None else cfg.num_samples
+        )
         if self.judge is not None:
             self.judge.prepare(self.data.splits["train"], self.num_samples)
 
@@ -81,32 +97,63 @@ class Evaluation:
             for name, value in self.trainer.callback_metrics.items():
                 split, _, loss = name.partition("/")
                 scaled = loss in SCALED and isinstance(self.model, HasLikelihood)
-                scale = {"unit": "nats per image", "scale": self.model.likelihood.scale} if scaled else {}
-                card.add(split, {loss: Measurement(value.item())}, split=split, **scale, **self._basis)
+                scale = (
+                    {"unit": "nats per image", "scale": self.model.likelihood.scale}
+                    if scaled
+                    else {}
+                )
+                card.add(
+                    split, {loss: Measurement(value.item())}, split=split, **scale, **self._basis
+                )
 
     def _generation(self, card: Card, device: torch.device) -> None:
         if not isinstance(self.model, CanSample):
-            card.notes.append(f"generation metrics skipped: {_kind(self.model)} has no prior to sample from")
+            card.notes.append(
+                f"generation metrics skipped: {_kind(self.model)} has no prior to sample from"
+            )
         if self.judge is None:
             return
         features, test = self.judge.features.to(device), self.data.splits["test"]
         autocast = self.trainer.precision_plugin.forward_context
         sampler = Sampler(self.cfg.seed, self.cfg.batch_size, self.shards, autocast, "sampling")
-        measured = self.judge.measure(self.model, self.data.splits["train"], self.num_samples, sampler, test)
+        measured = self.judge.measure(
+            self.model, self.data.splits["train"], self.num_samples, sampler, test
+        )
         for name in measured:
             if {"n_held_out", "n_unseen"} & measured[name].context.keys():
                 measured[name] = measured[name].within(held_out="test")
         context = {"split": "train", "features": features.name, "features_key": features.key}
-        context |= {"resize": features.resize, "rounding": "to uint8", "num_repeats": self.judge.metric.num_repeats}
-        card.add("test", named(measured, features, self.num_samples), **context, **self._basis, **self._sampler)
+        context |= {
+            "resize": features.resize,
+            "rounding": "to uint8",
+            "num_repeats": self.judge.metric.num_repeats,
+        }
+        card.add(
+            "test",
+            named(measured, features, self.num_samples),
+            **context,
+            **self._basis,
+            **self._sampler,
+        )
         card.context["sampling_seconds_per_image"] = sampler.seconds_per_image
         if isinstance(features, HasAccuracy):
-            accuracy = Measurement(features.accuracy(test.images, test.labels), context={"n_real": len(test)})
-            card.add("test", {f"accuracy_of_{features.name}": accuracy}, split="test", features_key=features.key)
+            accuracy = Measurement(
+                features.accuracy(test.images, test.labels), context={"n_real": len(test)}
+            )
+            card.add(
+                "test",
+                {f"accuracy_of_{features.name}": accuracy},
+                split="test",
+                features_key=features.key,
+            )
 
     def _likelihood(self, card: Card, device: torch.device) -> None:
         if self.scoring is None or not isinstance(self.model, CanScore | CanEstimate):
-            reason = "score=null" if self.scoring is None else f"{_kind(self.model)} gives no likelihood of images"
+            reason = (
+                "score=null"
+                if self.scoring is None
+                else f"{_kind(self.model)} gives no likelihood of images"
+            )
             card.notes.append(f"likelihood skipped: {reason}")
             return
         try:
@@ -138,7 +185,11 @@ class Evaluation:
 
     @property
     def _sampler(self) -> dict[str, Any]:
-        return {"sampler": OmegaConf.to_container(self.run.sampler) if "sampler" in self.run else "prior"}
+        return {
+            "sampler": OmegaConf.to_container(self.run.sampler)
+            if "sampler" in self.run
+            else "prior"
+        }
 
     def _context(self) -> dict[str, Any]:
         dataset = {name: self.run.dataset[name] for name in ("image_shape", "binarize")}
@@ -172,7 +223,9 @@ def _check(cfg: DictConfig) -> None:
 def _run_config(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
     """The run's configuration with the overrides; all metrics unless the user names others."""
     chosen = any(word.startswith("metric=") for word in cfg.overrides)
-    run = run_config(checkpoint["config"], cfg.overrides if chosen else ["metric=full", *cfg.overrides])
+    run = run_config(
+        checkpoint["config"], cfg.overrides if chosen else ["metric=full", *cfg.overrides]
+    )
     with open_dict(run):
         run.cache_dir = cfg.cache_dir
         if "cache_dir" in run.features:

@@ -31,9 +31,23 @@ def bound_terms(scores: Scores, image_shape: Sequence[int]) -> np.ndarray:
     for name, values in scores.parts.items():
         if values.dim() == 2:
             line = "--" if axes.lines else "-"  # the two mostly lie on each other
-            means = torch.bincount(where, values.flatten().double(), len(counts))[seen] / counts[seen] / unit
-            axes.plot(((edges[1:] + edges[:-1]) / 2)[seen], means, line, label=f"variance {name.removeprefix('L_t_')}")
-    axes.set(xlabel="t", ylabel="$L_t$ (bits/dim per step)", yscale="log", title="Terms of the variational bound")
+            means = (
+                torch.bincount(where, values.flatten().double(), len(counts))[seen]
+                / counts[seen]
+                / unit
+            )
+            axes.plot(
+                ((edges[1:] + edges[:-1]) / 2)[seen],
+                means,
+                line,
+                label=f"variance {name.removeprefix('L_t_')}",
+            )
+    axes.set(
+        xlabel="t",
+        ylabel="$L_t$ (bits/dim per step)",
+        yscale="log",
+        title="Terms of the variational bound",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     canvas.draw()

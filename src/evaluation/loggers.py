@@ -22,7 +22,11 @@ def log_card(cfg: DictConfig, card: Card, output: Path) -> None:
         cfg.run_dir = str(output / "evaluation")
     (output / "evaluation" / ID_FILE).unlink(missing_ok=True)
     known = {name: value for name, value in card.values.items() if value is not None}
-    known |= {f"{name}_error": card.numbers[name].error for name in known if card.numbers[name].error is not None}
+    known |= {
+        f"{name}_error": card.numbers[name].error
+        for name in known
+        if card.numbers[name].error is not None
+    }
     step = card.context["step"]
     try:
         for name, node in (cfg.get("logger") or {}).items():

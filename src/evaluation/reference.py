@@ -20,12 +20,17 @@ from src.metric.frechet import Moments
 from src.runtime.ranks import gather, rank_and_world, share_work
 
 log = logging.getLogger(__name__)
-RECIPE = "reference-1"  # part of the key: count up whenever what is stored or how it is computed changes
+RECIPE = (
+    "reference-1"  # part of the key: count up whenever what is stored or how it is computed changes
+)
 BATCH = 256
 
 
 def reference_of(
-    features: Features, data: ImageData, cache_dir: str | os.PathLike[str] | None, decomposed: bool = True
+    features: Features,
+    data: ImageData,
+    cache_dir: str | os.PathLike[str] | None,
+    decomposed: bool = True,
 ) -> Reference:
     """Features of all images of a split: in order, unflipped, complete, on every rank.
 
@@ -35,9 +40,15 @@ def reference_of(
     transform or weight file can never meet what was stored for another. A cache that cannot be read or written costs
     time, nothing else.
     """
-    path = None if cache_dir is None else Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
+    path = (
+        None
+        if cache_dir is None
+        else Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
+    )
     found = None if path is None else _load(path)
-    if all(gather({rank_and_world()[0]: found is not None})):  # or else all compute: it takes every rank
+    if all(
+        gather({rank_and_world()[0]: found is not None})
+    ):  # or else all compute: it takes every rank
         return found
     made = Reference(features_of(features, data, what="features of real images"))
     if path is not None and rank_and_world()[0] == 0:
@@ -73,7 +84,9 @@ def _load(path: Path) -> Reference | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("reference features: cannot use %s, computing them again (%s)", path, first_line(error))
+        log.warning(
+            "reference features: cannot use %s, computing them again (%s)", path, first_line(error)
+        )
         return None
     return reference
 
@@ -86,4 +99,7 @@ def _save(path: Path, reference: Reference, moments: Moments | None) -> None:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **{name: value.numpy() for name, value in arrays.items()})
     except StorageError as error:
-        log.warning("reference features: not cached, the next evaluation computes them again (%s)", first_line(error))
+        log.warning(
+            "reference features: not cached, the next evaluation computes them again (%s)",
+            first_line(error),
+        )

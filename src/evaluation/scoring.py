@@ -38,13 +38,20 @@ class Scoring:
         timesteps: int | None = 100,
         flow_steps: int | None = None,
     ) -> None:
-        require(num_images is None or num_images >= 2, "num_images", num_images, "must be >= 2, or null for all")
+        require(
+            num_images is None or num_images >= 2,
+            "num_images",
+            num_images,
+            "must be >= 2, or null for all",
+        )
         require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
         self.num_images, self.batch_size = num_images, batch_size
         self.effort = Effort(importance_samples, chunk, timesteps, flow_steps)
 
     @torch.no_grad()
-    def scores(self, model: CanScore | CanEstimate, data: ImageDataModule, device: torch.device) -> Scores:
+    def scores(
+        self, model: CanScore | CanEstimate, data: ImageDataModule, device: torch.device
+    ) -> Scores:
         """All estimates, per image in the order of the split; the work is shared by the ranks.
 
         Of a model that has no ``score`` its own ``log_likelihood``.
@@ -76,11 +83,18 @@ class Scoring:
         if not isinstance(model, CanEstimate):
             own = in_nats | {"estimate": "log_likelihood", "likelihood_kind": model.likelihood_kind}
             found = {name: _mean(value) for name, value in scores.log_likelihood.items()}
-            return {name: number.within(**own, values=model.likelihood_kind) for name, number in found.items()}
+            return {
+                name: number.within(**own, values=model.likelihood_kind)
+                for name, number in found.items()
+            }
         prefix, unit, scale = _scale(model, data)
         found = {
             name: _mean(-value / unit).within(
-                **context, **scale, **self._effort_of(name), estimate=name, likelihood_kind=_kind(name)
+                **context,
+                **scale,
+                **self._effort_of(name),
+                estimate=name,
+                likelihood_kind=_kind(name),
             )
             for name, value in scores.log_likelihood.items()
         }
@@ -97,7 +111,10 @@ class Scoring:
     def _effort_of(self, name: str) -> dict[str, Any]:
         """The effort that an estimate or a part depends on."""
         settings = [setting for start, setting in EFFORT.items() if name.startswith(start)]
-        return {setting: "all" if (value := getattr(self.effort, setting)) is None else value for setting in settings}
+        return {
+            setting: "all" if (value := getattr(self.effort, setting)) is None else value
+            for setting in settings
+        }
 
 
 def _scale(model: CanEstimate, data: ImageDataModule) -> tuple[str, float, dict[str, str]]:
@@ -129,14 +146,18 @@ def _mean(values: Tensor) -> Measurement:
 
 def _to_cpu(scores: Scores) -> Scores:
     likelihoods, parts = (
-        {name: value.cpu() for name, value in values.items()} for values in (scores.log_likelihood, scores.parts)
+        {name: value.cpu() for name, value in values.items()}
+        for values in (scores.log_likelihood, scores.parts)
     )
     return Scores(likelihoods, parts, None if scores.times is None else scores.times.cpu())
 
 
 def _joined(blocks: list[Scores]) -> Scores:
     likelihoods, parts = (
-        {name: torch.cat([getattr(block, kind)[name] for block in blocks]) for name in getattr(blocks[0], kind)}
+        {
+            name: torch.cat([getattr(block, kind)[name] for block in blocks])
+            for name in getattr(blocks[0], kind)
+        }
         for kind in ("log_likelihood", "parts")
     )
     times = None if blocks[0].times is None else torch.cat([block.times for block in blocks])

@@ -49,7 +49,9 @@ class Features(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # knows the device before there are weights
+        self.register_buffer(
+            "_anchor", torch.zeros(()), persistent=False
+        )  # knows the device before there are weights
 
     @property
     @abstractmethod
@@ -89,6 +91,8 @@ def check_images(images: Tensor) -> None:
     """Raise TypeError unless the images are a uint8 tensor, ValueError unless it is (B, C, H, W)."""
     kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
     if kind != torch.uint8:
-        raise TypeError(f"images are {kind}: features take uint8 in 0..255, round(127.5 * x + 127.5) of x in [-1, 1]")
+        raise TypeError(
+            f"images are {kind}: features take uint8 in 0..255, round(127.5 * x + 127.5) of x in [-1, 1]"
+        )
     if images.dim() != 4:
         raise ValueError(f"images have shape {tuple(images.shape)}: features take (B, C, H, W)")

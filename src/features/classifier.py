@@ -42,9 +42,13 @@ class Classifier(Features):
     name = "classifier"
     num_features = 64
 
-    def __init__(self, cache_dir: str | os.PathLike[str] | None, num_steps: int = 600, batch_size: int = 128) -> None:
+    def __init__(
+        self, cache_dir: str | os.PathLike[str] | None, num_steps: int = 600, batch_size: int = 128
+    ) -> None:
         require(num_steps >= 1, "num_steps", num_steps, "must be 1 or more")
-        require(batch_size >= 2, "batch_size", batch_size, "must be 2 or more (batch normalisation)")
+        require(
+            batch_size >= 2, "batch_size", batch_size, "must be 2 or more (batch normalisation)"
+        )
         super().__init__()
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.num_steps, self.batch_size = num_steps, batch_size
@@ -57,11 +61,15 @@ class Classifier(Features):
         self._check_fitted()
         return self._key
 
-    @torch.inference_mode(False)  # Lightning validates in inference mode, where nothing can be trained
+    @torch.inference_mode(
+        False
+    )  # Lightning validates in inference mode, where nothing can be trained
     def fit(self, images: ImageSource, labels: Tensor | None) -> None:
         """Train on uint8 images (N, C, H, W), in memory or lazy, with labels (N,), or load what was trained before."""
         images, labels = _read(images, labels)
-        recipe = repr((RECIPE, self.num_features, self.num_steps, self.batch_size, tuple(images.shape)))
+        recipe = repr(
+            (RECIPE, self.num_features, self.num_steps, self.batch_size, tuple(images.shape))
+        )
         cause = content_hash(recipe, images.numpy().tobytes(), labels.numpy().tobytes())
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
@@ -102,14 +110,18 @@ class Classifier(Features):
 class _Network(nn.Module):
     """Three convolutions, pooled to 4 x 4, normalised linear features and one linear layer; 8 x 8 to 64 x 64 pixels."""
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, num_features: int) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, num_features: int
+    ) -> None:
         super().__init__()
         channels, *size = image_shape
         layers: list[nn.Module] = []
         for width in (16, 32, 64):
             halve = min(size) >= 8
             layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-            layers.append(nn.MaxPool2d(2) if halve else nn.Identity())  # before normalisation: a quarter of the work
+            layers.append(
+                nn.MaxPool2d(2) if halve else nn.Identity()
+            )  # before normalisation: a quarter of the work
             layers += [nn.BatchNorm2d(width), nn.ReLU()]
             channels, size = width, [side // 2 if halve else side for side in size]
         pool = nn.Identity() if size == [4, 4] else nn.AdaptiveAvgPool2d(4)
@@ -126,7 +138,9 @@ class _Network(nn.Module):
 
 
 @torch.enable_grad()
-def train_network(network: nn.Module, images: Tensor, labels: Tensor, num_steps: int, batch_size: int) -> None:
+def train_network(
+    network: nn.Module, images: Tensor, labels: Tensor, num_steps: int, batch_size: int
+) -> None:
     """Minimise the cross-entropy over images shifted by up to one pixel: AdamW, one-cycle learning rate, on the CPU."""
     log.info("features=classifier: training on %d images, %d steps", len(images), num_steps)
     start = time.perf_counter()
@@ -134,7 +148,9 @@ def train_network(network: nn.Module, images: Tensor, labels: Tensor, num_steps:
     epochs = math.ceil(num_steps * batch_size / len(images))
     index = torch.cat([torch.randperm(len(images), generator=order) for _ in range(epochs)])
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=num_steps + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=5e-3, total_steps=num_steps + 1
+    )
     network.train()
     with torch.autocast("cpu", enabled=False), _one_thread():
         for batch in index[: num_steps * batch_size].split(batch_size):
@@ -168,7 +184,9 @@ def _shift(images: Tensor, random: torch.Generator) -> Tensor:
     by = torch.randint(-1, 2, (2, num, 1), generator=random)
     rows = (torch.arange(height) + by[0]).clamp(0, height - 1)
     columns = (torch.arange(width) + by[1]).clamp(0, width - 1)
-    moved = images[torch.arange(num)[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+    moved = images[
+        torch.arange(num)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ]  # (B, H, W, C)
     return moved.permute(0, 3, 1, 2)
 
 
@@ -198,8 +216,16 @@ def _read(images: ImageSource, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     limit = max(1, MAX_BYTES // first.numel())
     labels = labels.detach().cpu().long()
     if len(images) > limit:
-        index = torch.randperm(len(images), generator=generator("features.classifier", "subset"))[:limit].sort().values
-        log.info("features=classifier: a fixed subset of %d of %d images is used", limit, len(images))
+        index = (
+            torch.randperm(len(images), generator=generator("features.classifier", "subset"))[
+                :limit
+            ]
+            .sort()
+            .values
+        )
+        log.info(
+            "features=classifier: a fixed subset of %d of %d images is used", limit, len(images)
+        )
     else:
         index = torch.arange(len(images))
     if isinstance(images, Tensor) and len(index) == len(images):
@@ -224,7 +250,9 @@ def _load(network: nn.Module, file: Path) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # damage shows in torch, zip or pickle: the answer is the same
-        log.warning("features=classifier: cannot use %s, training again (%s)", file, first_line(error))
+        log.warning(
+            "features=classifier: cannot use %s, training again (%s)", file, first_line(error)
+        )
         return False
     log.info("features=classifier: weights from %s", file)
     return True
@@ -234,10 +262,16 @@ def _save(network: nn.Module, file: Path) -> None:
     """Keep the weights for later runs; a cache that cannot be written costs time, not the run."""
     try:
         with atomic_path(file) as temporary:
-            torch.save({"weights": network.state_dict(), "hash": _hash(network.state_dict())}, temporary)
+            torch.save(
+                {"weights": network.state_dict(), "hash": _hash(network.state_dict())}, temporary
+            )
     except (StorageError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        log.warning("features=classifier: not cached, the next run trains again (%s)", first_line(error))
+        log.warning(
+            "features=classifier: not cached, the next run trains again (%s)", first_line(error)
+        )
 
 
 def _hash(state: dict[str, Tensor]) -> str:
-    return content_hash(*(part for name, value in state.items() for part in (name, value.numpy().tobytes())))
+    return content_hash(
+        *(part for name, value in state.items() for part in (name, value.numpy().tobytes()))
+    )

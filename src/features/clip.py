@@ -20,7 +20,10 @@ from torchvision.transforms.functional import normalize
 from src.errors import require
 from src.features.pretrained import Pretrained, Published, State, load_exactly, resize
 
-PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean, standard deviation in 0..1
+PIXELS = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # mean, standard deviation in 0..1
 
 
 class Variant(NamedTuple):
@@ -75,15 +78,24 @@ class CLIP(Pretrained):
         elif pinned:
             state = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
         else:
-            raise ValueError("a TorchScript archive holds code: only the published one is opened; give a state dict")
+            raise ValueError(
+                "a TorchScript archive holds code: only the published one is opened; give a state dict"
+            )
         prefix = "visual."  # the rest is the text encoder
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
 
 
 def _published(variant: str) -> Published:
     """OpenAI's file; its address holds its SHA-256."""
     known = MODEL_METADATA[f"clip-{variant}"]
-    names = (f"clip-{variant}-{known['hash']}.pt", f"{known['filename']}.pt")  # torch-fidelity's and OpenAI's
+    names = (
+        f"clip-{variant}-{known['hash']}.pt",
+        f"{known['filename']}.pt",
+    )  # torch-fidelity's and OpenAI's
     return Published(MODEL_URLS[f"clip-{variant}"], names, known["hash"])
 
 

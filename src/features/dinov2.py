@@ -22,7 +22,10 @@ from src.features.pretrained import Pretrained, Published, load_exactly, resize
 
 SIZE, PATCH = 224, 14  # pixels
 TRAINED_GRID = 37  # patches a side that the published positions were trained for
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in 0..1
+IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and standard deviation of pixels in 0..1
 
 
 class Variant(NamedTuple):
@@ -38,18 +41,32 @@ class Variant(NamedTuple):
     def published(self) -> Published:
         """The published file."""
         file = f"{self.model}_pretrain.pth"
-        return Published(f"https://dl.fbaipublicfiles.com/dinov2/{self.model}/{file}", (file,), self.sha256)
+        return Published(
+            f"https://dl.fbaipublicfiles.com/dinov2/{self.model}/{file}", (file,), self.sha256
+        )
 
 
 VARIANTS = {
     "vit-s-14": Variant(
-        384, 12, 6, "dinov2_vits14", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
+        384,
+        12,
+        6,
+        "dinov2_vits14",
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
     ),
     "vit-b-14": Variant(
-        768, 12, 12, "dinov2_vitb14", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73"
+        768,
+        12,
+        12,
+        "dinov2_vitb14",
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
     ),
     "vit-l-14": Variant(
-        1024, 24, 16, "dinov2_vitl14", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"
+        1024,
+        24,
+        16,
+        "dinov2_vitl14",
+        "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
     ),
 }
 
@@ -87,14 +104,18 @@ class _VisionTransformer(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED_GRID**2, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # of the training; a part of the files
+        self.mask_token = nn.Parameter(
+            torch.zeros(1, width)
+        )  # of the training; a part of the files
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, stride=PATCH)})
         self.blocks = nn.Sequential(*(_Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embed["proj"](images)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1)
+        tokens = torch.cat(
+            [self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1
+        )
         return self.norm(self.blocks(tokens + self._positions(patches.shape[-1]))[:, 0])
 
     def _positions(self, side: int) -> Tensor:
@@ -103,9 +124,14 @@ class _VisionTransformer(nn.Module):
         The scale has an offset of 0.1 and coordinates follow it rather than the sizes: a slip of the published
         network, on which its features depend.
         """
-        whole, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:].mT.unflatten(2, (TRAINED_GRID, TRAINED_GRID))
+        whole, grid = (
+            self.pos_embed[:, :1],
+            self.pos_embed[:, 1:].mT.unflatten(2, (TRAINED_GRID, TRAINED_GRID)),
+        )
         scale = (side + 0.1) / TRAINED_GRID
-        return torch.cat([whole, F.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).mT], dim=1)
+        return torch.cat(
+            [whole, F.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).mT], dim=1
+        )
 
 
 class _Block(nn.Module):
@@ -115,7 +141,9 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)})
+        self.attn = nn.ModuleDict(
+            {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+        )
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.ones(width)}) for _ in range(2))
         wide, narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.mlp = nn.Sequential(OrderedDict(fc1=wide, act=nn.GELU(), fc2=narrow))
@@ -125,6 +153,8 @@ class _Block(nn.Module):
         return x + self.ls2["gamma"] * self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor) -> Tensor:
-        query, key, value = self.attn["qkv"](x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.attn["qkv"](x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.attn["proj"](mixed.transpose(1, 2).flatten(2))

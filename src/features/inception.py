@@ -11,7 +11,10 @@ import os
 
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import (
+    URL_INCEPTION_V3,
+    FeatureExtractorInceptionV3,
+)
 
 from src.features.pretrained import Pretrained, Published, State
 
@@ -33,7 +36,9 @@ class Inception(Pretrained):
     recipe = "inception-2048"
     resize = "bilinear to 299 x 299, as TensorFlow 1"
 
-    def __init__(self, weights: str | os.PathLike[str] | None = None, sha256: str | None = "published") -> None:
+    def __init__(
+        self, weights: str | os.PathLike[str] | None = None, sha256: str | None = "published"
+    ) -> None:
         super().__init__(PUBLISHED, weights, sha256, _build)
 
     def probabilities_of(self, features: Tensor) -> Tensor:
@@ -41,7 +46,9 @@ class Inception(Pretrained):
 
         These define the Inception score (Salimans et al. 2016); torch-fidelity's ``logits_unbiased``.
         """
-        return self._frozen(lambda x: (x.float() @ self.network.fc.weight.T).softmax(dim=1), features)
+        return self._frozen(
+            lambda x: (x.float() @ self.network.fc.weight.T).softmax(dim=1), features
+        )
 
     def _describe(self, images: Tensor) -> Tensor:
         return self.network(images)[0]
@@ -51,4 +58,6 @@ def _build(state: State) -> FeatureExtractorInceptionV3:
     checked = io.BytesIO()
     torch.save(state, checked)
     checked.seek(0)
-    return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=checked)
+    return FeatureExtractorInceptionV3(
+        "inception", ["2048"], feature_extractor_weights_path=checked
+    )

@@ -23,7 +23,12 @@ class Pixels(Features):
     name = "pixels"
 
     def __init__(self, shape: Sequence[int], max_size: int = 32) -> None:
-        require(len(shape) == 3 and min(shape) >= 1, "shape", shape, "must be channels, height, width, each >= 1")
+        require(
+            len(shape) == 3 and min(shape) >= 1,
+            "shape",
+            shape,
+            "must be channels, height, width, each >= 1",
+        )
         require(max_size >= 1, "max_size", max_size, "must be 1 or more")
         super().__init__()
         self.shape = tuple(shape)
@@ -40,5 +45,7 @@ class Pixels(Features):
 
     def _extract(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.shape:
-            raise ValueError(f"features=pixels is set up for images {self.shape}, these are {tuple(images.shape[1:])}")
+            raise ValueError(
+                f"features=pixels is set up for images {self.shape}, these are {tuple(images.shape[1:])}"
+            )
         return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, self.size).flatten(1)

@@ -56,8 +56,15 @@ class Pretrained(Features):
         sha256: str | None,
         build: Callable[[State], nn.Module],
     ) -> None:
-        valid = sha256 in (None, "published") or re.fullmatch("[0-9a-f]{64}", str(sha256)) is not None
-        require(valid, "sha256", sha256, "must be published, 64 hexadecimal digits (lower case), or null for any file")
+        valid = (
+            sha256 in (None, "published") or re.fullmatch("[0-9a-f]{64}", str(sha256)) is not None
+        )
+        require(
+            valid,
+            "sha256",
+            sha256,
+            "must be published, 64 hexadecimal digits (lower case), or null for any file",
+        )
         super().__init__()
         path = _find(published, self.name) if weights is None else Path(weights).expanduser()
         try:
@@ -82,22 +89,30 @@ class Pretrained(Features):
     def _extract(self, images: Tensor) -> Tensor:
         channels = images.shape[1]
         if channels not in (1, 3):
-            raise ValueError(f"features={self.name} takes images with 1 or 3 channels, these have {channels}")
+            raise ValueError(
+                f"features={self.name} takes images with 1 or 3 channels, these have {channels}"
+            )
         return self._describe(images.expand(-1, 3, -1, -1))
 
     def _read(self, content: bytes, pinned: bool) -> State:
         """The state dict in a file; pinned: it is the published file, byte for byte."""
         return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
-    def _build(self, content: bytes, path: Path, pinned: bool, build: Callable[[State], nn.Module]) -> nn.Module:
+    def _build(
+        self, content: bytes, path: Path, pinned: bool, build: Callable[[State], nn.Module]
+    ) -> nn.Module:
         try:
-            with torch.random.fork_rng(devices=[]):  # random initial weights must not move the run's random numbers
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # random initial weights must not move the run's random numbers
                 return build(self._read(content, pinned)).requires_grad_(False)
         except MemoryError:
             raise
         except Exception as error:  # foreign files fail in pickle, zip or torch
             reason = f"{type(error).__name__}: {first_line(error)}"
-            message = f"features.weights={path}: cannot be read as weights of this network ({reason})"
+            message = (
+                f"features.weights={path}: cannot be read as weights of this network ({reason})"
+            )
             raise CheckpointError(message) from error
 
 
@@ -117,7 +132,9 @@ def resize(images: Tensor, size: int) -> Tensor:
     """
     resized = images.float()
     for shape in ((images.shape[2], size), (size, size)):
-        resized = F.interpolate(resized, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
+        resized = (
+            F.interpolate(resized, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
+        )
     return resized
 
 
@@ -125,14 +142,22 @@ def _find(published: Published, name: str) -> Path:
     """Path of the published file in torch's hub cache; downloads it when it is not there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for candidate in published.names:
-        if os.path.isfile(folder / candidate):  # Path.is_file raises where the folder may not be read
+        if os.path.isfile(
+            folder / candidate
+        ):  # Path.is_file raises where the folder may not be read
             return folder / candidate
     path = folder / published.names[0]
     log.info("features=%s: downloading %s to %s", name, published.url, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=False)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: another hash
+        torch.hub.download_url_to_file(
+            published.url, str(path), hash_prefix=published.sha256, progress=False
+        )
+    except (
+        OSError,
+        http.client.HTTPException,
+        RuntimeError,
+    ) as error:  # RuntimeError: another hash
         reason = f"the download failed ({first_line(error)}); {_ways_out(published)}"
         raise DataError(f"features={name} has no weights, {reason}") from error
     return path

@@ -15,7 +15,9 @@ from src.files import write_json
 
 COMMAND = (sys.executable, "-m", "src.train")
 FOLDER = "jobs"  # of the sweep directory: <number>.log, what a job said, and <number>.json, what the table knows of it
-PRUNED = "pruned.json"  # in the run directory of a pruned job: the step, and what was measured there
+PRUNED = (
+    "pruned.json"  # in the run directory of a pruned job: the step, and what was measured there
+)
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 FINISHED = ("done", "pruned")
 OWN_CODES = range(2, 9)  # of the classes in src/errors.py
@@ -85,10 +87,15 @@ class Job:
     def settle(self, code: int, why: str = "") -> None:
         """Take note of how the process ended. code: exit status, minus the signal of one that was killed."""
         self.code = code
-        if code in (0, *STOPPED) and self.is_finished():  # it may have been stopped when all was done
+        if (
+            code in (0, *STOPPED) and self.is_finished()
+        ):  # it may have been stopped when all was done
             pass
         elif code in STOPPED:
-            self.status, self.detail = "stopped", why or "the same command goes on from its checkpoint"
+            self.status, self.detail = (
+                "stopped",
+                why or "the same command goes on from its checkpoint",
+            )
         else:
             number = code - 128 if code > 128 else -code  # as a shell tells of a signal, or Python
             killed = number in signal.valid_signals()
@@ -104,13 +111,25 @@ class Job:
     def error(self, jobs: Sequence[Job]) -> JobFailed:
         """What to raise for this one of ``jobs``, which is not done."""
         bad = sum(job.status not in FINISHED for job in jobs)
-        text = f"job {self.number} {self.status}: {self.detail} ({bad} of {len(jobs)} jobs not done)"
+        text = (
+            f"job {self.number} {self.status}: {self.detail} ({bad} of {len(jobs)} jobs not done)"
+        )
         return JobFailed(f"{text}; see {self.run_dir.parent / 'jobs.csv'}", self.code)
 
     def record(self) -> None:
         """Write what the table knows."""
-        known = {"number": self.number, "overrides": self.overrides, "run_dir": str(self.run_dir), "code": self.code}
-        known |= {"status": self.status, "detail": self.detail, "metric": self.metric, "handle": self.handle}
+        known = {
+            "number": self.number,
+            "overrides": self.overrides,
+            "run_dir": str(self.run_dir),
+            "code": self.code,
+        }
+        known |= {
+            "status": self.status,
+            "detail": self.detail,
+            "metric": self.metric,
+            "handle": self.handle,
+        }
         known |= {"name": self.name, "metric_name": self.metric_name, "starts": self.starts}
         write_json(self.file("json"), known)
 
@@ -119,10 +138,18 @@ class Job:
         try:
             with open(self.file("log"), "rb") as log:
                 log.seek(max(self.said, log.seek(0, 2) - 65536))
-                lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+                lines = [
+                    line.strip()
+                    for line in log.read().decode(errors="replace").splitlines()
+                    if line.strip()
+                ]
         except OSError:
             lines = []
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines or ["no word"]
+        said = (
+            [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            or lines
+            or ["no word"]
+        )
         return said[-1][:300]
 
 

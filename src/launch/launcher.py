@@ -40,12 +40,16 @@ class JobLauncher(Launcher):
     def __init__(self, backend: str, **settings: Any) -> None:  # noqa: ANN401 (checked by the backend)
         self.kind, self.settings = backend, settings
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Called by the sweeper."""
         self.context, self.config = hydra_context, config
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
         typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        self.fixed = {override.get_key_element() for override in typed if not override.is_sweep_override()}
+        self.fixed = {
+            override.get_key_element() for override in typed if not override.is_sweep_override()
+        }
 
     @cached_property
     def backend(self) -> Any:  # noqa: ANN401 (one of three classes)
@@ -59,10 +63,14 @@ class JobLauncher(Launcher):
         """How many jobs of a study run at a time."""
         return self.backend.at_once(self.config.trainer.devices)
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
         """What Hydra's own sweeper calls: run these jobs. Raises ConfigError where there are none."""
         if not job_overrides:
-            raise ConfigError("--multirun: the sweep is empty; give at least one value for each setting that is swept")
+            raise ConfigError(
+                "--multirun: the sweep is empty; give at least one value for each setting that is swept"
+            )
         at_once = self.config.hydra.sweeper.get("max_batch_size")
         allowed = "must be null: a failure would end the sweep with its batch; launcher.jobs is how many run at a time"
         require(at_once is None, "hydra.sweeper.max_batch_size", at_once, allowed)
@@ -78,22 +86,32 @@ class JobLauncher(Launcher):
         choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
         run_dir = self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
         own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        name = " ".join(word for word in own if word.partition("=")[0] not in {"sweep.trial", *self.fixed})
-        job = Job(number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name)
+        name = " ".join(
+            word for word in own if word.partition("=")[0] not in {"sweep.trial", *self.fixed}
+        )
+        job = Job(
+            number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name
+        )
         for known in recorded(self.sweep_dir, number):
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))
             if changed:
-                where = f"hydra.sweep.dir={self.sweep_dir}: job {number} was another one ({changed})"
+                where = (
+                    f"hydra.sweep.dir={self.sweep_dir}: job {number} was another one ({changed})"
+                )
                 raise ConfigError(f"{where}; choose another directory, or give the same command")
             job.handle, job.starts = known["handle"], known.get("starts", 0)
         return job
 
-    def run(self, jobs: Iterator[Job | None], ended: Callable[[Job], None] = lambda job: None) -> None:
+    def run(
+        self, jobs: Iterator[Job | None], ended: Callable[[Job], None] = lambda job: None
+    ) -> None:
         """Run jobs as they come (see ``available``), tell ``ended`` of each, and show the table of the directory."""
         setup_globals()
         quiet_logging()
         if not is_first() or "LOCAL_RANK" in os.environ:
-            raise ConfigError("--multirun under torchrun or srun: would run once per rank; jobs start their own ranks")
+            raise ConfigError(
+                "--multirun under torchrun or srun: would run once per rank; jobs start their own ranks"
+            )
         INTERRUPTION.give(self.backend.grace)
         INTERRUPTION.give(self.backend.leaving)  # the jobs have to be gone first
         log.info("jobs in %s", self.sweep_dir)
@@ -102,15 +120,26 @@ class JobLauncher(Launcher):
             with closing(self.backend.run(self._to_do(jobs, seen, ended))) as results:
                 for job, code, why in results:
                     job.settle(code, why)
-                    log.info("job %d (%s): %s %s", job.number, job.name or job.run_dir.name, job.status, job.detail)
+                    log.info(
+                        "job %d (%s): %s %s",
+                        job.number,
+                        job.name or job.run_dir.name,
+                        job.status,
+                        job.detail,
+                    )
                     ended(job)
         finally:
             write_table(self.sweep_dir)
             print_table(self.sweep_dir)
             if any(job.status not in (*FINISHED, "failed") for job in seen):
-                log.warning("not all jobs are done: the same command with hydra.sweep.dir=%s goes on", self.sweep_dir)
+                log.warning(
+                    "not all jobs are done: the same command with hydra.sweep.dir=%s goes on",
+                    self.sweep_dir,
+                )
 
-    def _to_do(self, jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]) -> Iterator[Job | None]:
+    def _to_do(
+        self, jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]
+    ) -> Iterator[Job | None]:
         """Those of the jobs that are to be run; all are recorded, and added to ``seen``.
 
         One that is finished, or that the backend cannot run, has ended before it began.
@@ -132,7 +161,9 @@ class JobLauncher(Launcher):
                 self.backend.check(job)
             except ConfigError as error:
                 job.refuse(str(error))
-                log.info("job %d (%s): failed %s", job.number, job.name or job.run_dir.name, job.detail)
+                log.info(
+                    "job %d (%s): failed %s", job.number, job.name or job.run_dir.name, job.detail
+                )
                 ended(job)
             else:
                 if not job.file("json").exists():  # or else another driver may be at it
@@ -145,7 +176,11 @@ def _result(job: Job, jobs: list[Job]) -> JobReturn:
     done = job.status in FINISHED
     kind, status = (JobReturn, JobStatus.COMPLETED) if done else (_NotDone, JobStatus.FAILED)
     result = kind(status=status, _return_value=job.metric if done else job.error(jobs))
-    result.overrides, result.working_dir, result.task_name = job.overrides, str(job.run_dir), "train"
+    result.overrides, result.working_dir, result.task_name = (
+        job.overrides,
+        str(job.run_dir),
+        "train",
+    )
     return result
 
 

@@ -48,9 +48,16 @@ class Local:
         """Raise ConfigError for a job that asks for its devices by name, or on several machines."""
         require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
         counted = job.devices == "auto" or isinstance(job.devices, int)
-        require(counted, "trainer.devices", job.devices, "must be a number or auto: the launcher chooses which")
+        require(
+            counted,
+            "trainer.devices",
+            job.devices,
+            "must be a number or auto: the launcher chooses which",
+        )
         fits = self.share is None or job.devices == "auto" or job.devices <= self.share
-        allowed = f"must be at most {self.share}, as the GPUs are dealt out; give a smaller launcher.jobs"
+        allowed = (
+            f"must be at most {self.share}, as the GPUs are dealt out; give a smaller launcher.jobs"
+        )
         require(fits, "trainer.devices", job.devices, allowed)
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
@@ -87,8 +94,13 @@ class Local:
         num = self.at_once(each)
         share = max(each, len(gpus) // num)
         self.share = share if gpus else None
-        base = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))} | process.environment()
-        chosen = [[gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))] for slot in range(num)]
+        base = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))
+        } | process.environment()
+        chosen = [
+            [gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))]
+            for slot in range(num)
+        ]
         return [base | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {}) for own in chosen]
 
 

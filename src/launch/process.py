@@ -18,12 +18,19 @@ from src.launch.job import Job
 ROOT = Path(__file__).resolve().parents[2]
 DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-OF_THE_OUTER_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")  # variables from which Lightning would take ranks and hosts
+OF_THE_OUTER_JOB = (
+    "SLURM_",
+    "SLURMD_",
+    "PMI_",
+    "PMIX_",
+)  # variables from which Lightning would take ranks and hosts
 
 
 def environment() -> dict[str, str]:
     """Of a job: it finds ``src`` wherever it starts, and takes no rank of an allocation that the driver runs in."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OF_THE_OUTER_JOB)}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(OF_THE_OUTER_JOB)
+    }
     if "SLURM_CONF" in os.environ:
         kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -46,7 +46,9 @@ class Ray:
         form = self.address is None or re.fullmatch(r"(ray://)?[^:/]+:\d+", self.address)
         require(form, "launcher.address", self.address, "must be host:port, or null")
         for name in ("cpus", "gpus"):
-            require(getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0")
+            require(
+                getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0"
+            )
         self.ray = _import_ray()
 
     @property
@@ -95,7 +97,9 @@ class Ray:
             if self.address is not None:
                 _probe(self.address)
             own = {} if self.address else {"include_dashboard": False}
-            place = self.address or "local"  # None would look for a cluster that somebody has left here
+            place = (
+                self.address or "local"
+            )  # None would look for a cluster that somebody has left here
             self.ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
@@ -140,7 +144,9 @@ def _probe(address: str) -> None:
     except subprocess.TimeoutExpired as late:
         code, said = 1, (late.stderr or b"").decode(errors="replace")
     if "InvalidAuthToken" in said:
-        raise OSError("it wants a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here as well")
+        raise OSError(
+            "it wants a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here as well"
+        )
     if code:
         raise OSError(f"nothing that speaks Ray within {PATIENCE} s")
 
@@ -148,7 +154,9 @@ def _probe(address: str) -> None:
 def _work(job: Job, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
-    attempt = f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
+    attempt = (
+        f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
+    )
     while not job.is_finished():
         child = process.begin(job, process.environment() | {ATTEMPT: attempt})
         if child is not None:

@@ -20,12 +20,34 @@ from src.runtime.lock import KernelLock
 
 log = logging.getLogger(__name__)
 
-ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED"}
+ALIVE = {
+    "PENDING",
+    "RUNNING",
+    "SUSPENDED",
+    "COMPLETING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+}
 ALIVE |= {"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-AGAIN = {"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"}  # Slurm's doing, where it does not requeue by itself
-USUAL = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Prolog"}  # reasons to wait
+AGAIN = {
+    "PREEMPTED",
+    "NODE_FAIL",
+    "BOOT_FAIL",
+}  # Slurm's doing, where it does not requeue by itself
+USUAL = {
+    "None",
+    "Priority",
+    "Resources",
+    "BeginTime",
+    "JobArrayTaskLimit",
+    "Prolog",
+}  # reasons to wait
 GIVE_UP = 60  # looks at which sbatch has refused what is left to do, and nothing was running
-PATIENCE = 3  # looks at a job that is over and has left no exit code; submissions without a new checkpoint
+PATIENCE = (
+    3  # looks at a job that is over and has left no exit code; submissions without a new checkpoint
+)
 KILL_WAIT = 45  # seconds that Slurm gives a cancelled job, and some more
 
 
@@ -49,11 +71,21 @@ class Slurm:
     setup: Sequence[str] = ()
     poll: float = 5
     grace: float = 10
-    states: dict[str, tuple[str, str]] = field(default_factory=dict, init=False)  # handle -> state, reason
-    reasons: dict[int, str] = field(default_factory=dict, init=False)  # why a job waits, as was told
-    kept: dict[int, str] = field(default_factory=dict, init=False)  # the checkpoint of a job that was lost
-    looks: Counter[int] = field(default_factory=Counter, init=False)  # at a job that is over and has left nothing
-    losses: Counter[int] = field(default_factory=Counter, init=False)  # of a job, since its last new checkpoint
+    states: dict[str, tuple[str, str]] = field(
+        default_factory=dict, init=False
+    )  # handle -> state, reason
+    reasons: dict[int, str] = field(
+        default_factory=dict, init=False
+    )  # why a job waits, as was told
+    kept: dict[int, str] = field(
+        default_factory=dict, init=False
+    )  # the checkpoint of a job that was lost
+    looks: Counter[int] = field(
+        default_factory=Counter, init=False
+    )  # at a job that is over and has left nothing
+    losses: Counter[int] = field(
+        default_factory=Counter, init=False
+    )  # of a job, since its last new checkpoint
     accepted: bool = field(default=False, init=False)  # whether Slurm has taken any job
     refusal: str = field(default="", init=False)  # the last one
     refusals: int = field(default=0, init=False)  # in a row, while nothing was running
@@ -61,7 +93,12 @@ class Slurm:
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "lead"):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"launcher.{name}", value, "must be an integer >= 1")
+            require(
+                isinstance(value, int) and value >= 1,
+                f"launcher.{name}",
+                value,
+                "must be an integer >= 1",
+            )
         check_jobs(self.jobs)
         require(self.poll > 0, "launcher.poll", self.poll, "must be > 0 seconds")
         allowed = f"must be less than launcher.minutes={self.minutes}, in seconds"
@@ -80,12 +117,19 @@ class Slurm:
         """Raise ConfigError where Slurm is out of reach."""
         if shutil.which("sbatch") is None:
             why = "there is no sbatch here; start this on a login node of the cluster"
-            raise ConfigError(f"launcher=slurm: {why} (to be one on Debian: apt-get install slurm-client)")
+            raise ConfigError(
+                f"launcher=slurm: {why} (to be one on Debian: apt-get install slurm-client)"
+            )
 
     def check(self, job: Job) -> None:
         """Raise ConfigError for a job whose tasks cannot be counted."""
         counted = isinstance(job.devices, int)
-        require(counted, "trainer.devices", job.devices, "must be a number with launcher=slurm: the tasks per node")
+        require(
+            counted,
+            "trainer.devices",
+            job.devices,
+            "must be a number with launcher=slurm: the tasks per node",
+        )
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
         """Submit the jobs that are not there from an earlier start; yield each as it ends. Leaving cancels the rest."""
@@ -151,11 +195,23 @@ class Slurm:
         """The number of the new array, or None where Slurm does not take it now. Raises ConfigError at the first."""
         nodes, tasks, at_once = jobs[0].nodes, jobs[0].devices, f"%{self.jobs}" if self.jobs else ""
         words = ["sbatch", "--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
-        words += [f"--array=0-{len(jobs) - 1}{at_once}", f"--nodes={nodes}", f"--ntasks-per-node={tasks}"]
-        words += [f"--cpus-per-task={self.cpus}", f"--time={self.minutes}", f"--signal=USR1@{self.lead}"]
+        words += [
+            f"--array=0-{len(jobs) - 1}{at_once}",
+            f"--nodes={nodes}",
+            f"--ntasks-per-node={tasks}",
+        ]
+        words += [
+            f"--cpus-per-task={self.cpus}",
+            f"--time={self.minutes}",
+            f"--signal=USR1@{self.lead}",
+        ]
         words += [f"--output={script.with_suffix('')}-%a.log"]
         words += [f"--gpus-per-node={tasks}"] if self.gpus else []
-        words += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(self, name))]
+        words += [
+            f"--{name}={value}"
+            for name in ("partition", "account")
+            if (value := getattr(self, name))
+        ]
         done = _slurm([*words, *self.options, str(script)])
         if done.returncode == 0:
             self.accepted, self.refusal = True, ""
@@ -172,7 +228,9 @@ class Slurm:
 
     def _look(self) -> bool:
         """Ask for the states of all of the user's jobs; where Slurm does not answer, those of before stand."""
-        done = _slurm(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T %r"])
+        done = _slurm(
+            ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T %r"]
+        )
         if done.returncode:
             log.warning("squeue does not answer: %s", " ".join(done.stderr.split()))
             return False
@@ -193,7 +251,11 @@ class Slurm:
         if job.is_finished():
             return 0, ""
         if state in AGAIN:
-            return None if self._gets_on(job) else (1, f"Slurm says {state}, for the third time without a checkpoint")
+            return (
+                None
+                if self._gets_on(job)
+                else (1, f"Slurm says {state}, for the third time without a checkpoint")
+            )
         if job.file("exit").exists():
             return int(job.file("exit").read_text()), ""
         if state == "CANCELLED":
@@ -203,7 +265,9 @@ class Slurm:
         self.looks[job.number] += 1
         if self.looks[job.number] < PATIENCE:
             return None
-        waited = job.status == "waiting"  # an element that is cancelled before it begins leaves nothing
+        waited = (
+            job.status == "waiting"
+        )  # an element that is cancelled before it begins leaves nothing
         gone = (143, "cancelled at the cluster" if waited else "Slurm no longer knows it")
         return (1, "Slurm says COMPLETED, without an exit code") if state else gone
 
@@ -237,7 +301,9 @@ class Slurm:
                 left = [job for job in jobs if self._state(job)[0] in there]
             time.sleep(min(self.poll, 1) if left else 0)
         if left:
-            log.warning("Slurm has not ended %s: scancel them", " ".join(job.handle for job in left))
+            log.warning(
+                "Slurm has not ended %s: scancel them", " ".join(job.handle for job in left)
+            )
         for job in jobs:
             if job not in left:
                 job.settle(143)
@@ -246,4 +312,6 @@ class Slurm:
 def _slurm(words: list[str]) -> subprocess.CompletedProcess[str]:
     """A command of Slurm, without the variables of a job that the driver itself may be."""
     settings = {"capture_output": True, "text": True, "check": False, "env": process.environment()}
-    return subprocess.run(words, start_new_session=True, **settings)  # Ctrl-C is the driver's business
+    return subprocess.run(
+        words, start_new_session=True, **settings
+    )  # Ctrl-C is the driver's business

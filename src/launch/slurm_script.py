@@ -57,12 +57,19 @@ def write_array(jobs: Sequence[Job], setup: Sequence[str]) -> Path:
     """Write the scripts of jobs that need the same nodes and tasks; returns the array's. setup: lines of shell."""
     folder, numbers = jobs[0].file("sh").parent, [job.number for job in jobs]
     for job in jobs:
-        words = {"command": shlex.join(job.words), "error": shlex.quote(str(job.file("error"))), "attempt": ATTEMPT}
+        words = {
+            "command": shlex.join(job.words),
+            "error": shlex.quote(str(job.file("error"))),
+            "attempt": ATTEMPT,
+        }
         words |= {"run": shlex.quote(str(job.run_dir)), "starts": job.starts + 1}
         write_text(job.file("sh"), COMMAND.format(**words))
         for left in ("exit", "idle"):
             job.file(left).unlink(missing_ok=True)
-    lists = {"numbers": " ".join(map(str, numbers)), "runs": shlex.join(str(job.run_dir) for job in jobs)}
+    lists = {
+        "numbers": " ".join(map(str, numbers)),
+        "runs": shlex.join(str(job.run_dir) for job in jobs),
+    }
     places = {"folder": shlex.quote(str(folder)), "cwd": shlex.quote(os.getcwd())}
     script = folder / f"array-{numbers[0]}-{jobs[0].nodes}x{jobs[0].devices}.sh"
     write_text(script, SCRIPT.format(setup="\n".join(setup), **lists, **places))

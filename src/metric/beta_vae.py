@@ -22,7 +22,9 @@ def beta_vae_score(
     return float(classifier.score(*pair_differences(table, num_eval, batch_size, generator)))
 
 
-def pair_differences(table: FactorTable, num: int, batch_size: int, generator: torch.Generator) -> tuple[Floats, Ints]:
+def pair_differences(
+    table: FactorTable, num: int, batch_size: int, generator: torch.Generator
+) -> tuple[Floats, Ints]:
     """Mean |z_1 - z_2| of ``num`` batches of pairs, (num, L), and the factor that the pairs share, (num,)."""
     factor, first, second = table.pairs(num, batch_size, generator)
     codes = table.codes

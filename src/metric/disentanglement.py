@@ -39,11 +39,18 @@ class Disentanglement:
         "beta_vae_score",
     )
 
-    def __init__(self, num_train: int = 10_000, num_eval: int = 5_000, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, num_train: int = 10_000, num_eval: int = 5_000, batch_size: int = 64, seed: int = 0
+    ) -> None:
         require(num_train >= 100, "num_train", num_train, "must be 100 or more")
         require(num_eval >= 1, "num_eval", num_eval, "must be 1 or more")
         require(batch_size >= 2, "batch_size", batch_size, "must be 2 or more, for a variance")
-        self.num_train, self.num_eval, self.batch_size, self.seed = num_train, num_eval, batch_size, seed
+        self.num_train, self.num_eval, self.batch_size, self.seed = (
+            num_train,
+            num_eval,
+            batch_size,
+            seed,
+        )
 
     def __call__(self, codes: Tensor, factors: Tensor) -> Measurements:
         """Measure codes (N, L), such as posterior means, with factors (N, F) long; a reason where there is no score."""

@@ -39,7 +39,9 @@ class FactorTable:
 
     def __init__(self, codes: Tensor, factors: Tensor) -> None:
         if codes.dim() != 2 or factors.dim() != 2 or len(codes) != len(factors):
-            raise ValueError(f"codes {tuple(codes.shape)} and factors {tuple(factors.shape)} must be (N, L) and (N, F)")
+            raise ValueError(
+                f"codes {tuple(codes.shape)} and factors {tuple(factors.shape)} must be (N, L) and (N, F)"
+            )
         self.codes = _without_rounding(codes.detach().cpu().double().numpy())
         self.factors = _levels(factors.cpu().numpy())
         self._order = self.factors.argsort(axis=0, kind="stable").T
@@ -57,7 +59,9 @@ class FactorTable:
         factor, rows = self._draw(num, 1, generator)
         return factor, self._companions(factor, rows.repeat(batch_size, axis=1), generator)
 
-    def pairs(self, num: int, batch_size: int, generator: torch.Generator) -> tuple[Ints, Ints, Ints]:
+    def pairs(
+        self, num: int, batch_size: int, generator: torch.Generator
+    ) -> tuple[Ints, Ints, Ints]:
         """Batches of pairs that share the level of one factor: which (num,), rows of either side (num, batch_size)."""
         factor, rows = self._draw(num, batch_size, generator)
         return factor, rows, self._companions(factor, rows, generator)
@@ -83,7 +87,9 @@ def _without_rounding(codes: Floats) -> Floats:
         raise ValueError(f"{codes.shape[1]} latent: gaps and entropies over latents need 2 or more")
     alive = codes.var(axis=0) > ROUNDING * np.maximum(1, codes.mean(axis=0) ** 2)
     if not alive.any():
-        raise ValueError(f"all {codes.shape[1]} latents have collapsed: the codes are the same for every image")
+        raise ValueError(
+            f"all {codes.shape[1]} latents have collapsed: the codes are the same for every image"
+        )
     return np.where(alive, codes, 0.0)
 
 
@@ -91,11 +97,15 @@ def _levels(factors: Ints) -> Ints:
     levels = [np.unique(factor, return_inverse=True)[1] for factor in factors.T]
     changing = [level for level in levels if level.any()]
     if len(changing) < 2:
-        raise ValueError(f"{len(changing)} of {len(levels)} factors change: disentanglement needs 2 or more")
+        raise ValueError(
+            f"{len(changing)} of {len(levels)} factors change: disentanglement needs 2 or more"
+        )
     return np.stack(changing, axis=1).astype(np.int64)
 
 
 def in_chunks(function: Callable[..., Floats], *rows: Ints, size: int = 1000) -> Floats:
     """``function`` of arrays of batches (num, B), ``size`` batches at a time: all codes at once would fill memory."""
     starts = range(0, len(rows[0]), size)
-    return np.concatenate([function(*(one[start : start + size] for one in rows)) for start in starts])
+    return np.concatenate(
+        [function(*(one[start : start + size] for one in rows)) for start in starts]
+    )

@@ -22,7 +22,9 @@ def factor_vae_score(
     variance = table.points(num_train, generator).codes.var(axis=0, ddof=1)
     active = np.flatnonzero(np.sqrt(variance) >= SMALLEST_SCALE)
     if not len(active):
-        raise ValueError(f"all latents have a standard deviation below {SMALLEST_SCALE}, so none can vote")
+        raise ValueError(
+            f"all latents have a standard deviation below {SMALLEST_SCALE}, so none can vote"
+        )
     codes, variance = table.codes[:, active], variance[active]
 
     def votes(num: int) -> Ints:

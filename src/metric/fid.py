@@ -30,14 +30,19 @@ class Fid:
         fake = Reference(samples.fake)
         fid, bias = _measured(samples.real, fake)
         fid = fid.within(n_real=samples.real.moments.n, n_fake=fake.moments.n)
-        return {"fid": fid, "fid_corrected": _corrected(fid, bias, samples.real.moments, fake.moments)}
+        return {
+            "fid": fid,
+            "fid_corrected": _corrected(fid, bias, samples.real.moments, fake.moments),
+        }
 
     def floor(self, real: Reference, held_out: Reference) -> Measurement:
         """Measure held-out images."""
         return _measured(real, held_out)[0]
 
 
-def bias_and_error(real: Reference, fake: Reference, scales: Tensor, vectors: Tensor) -> tuple[float, float]:
+def bias_and_error(
+    real: Reference, fake: Reference, scales: Tensor, vectors: Tensor
+) -> tuple[float, float]:
     """How far the distance of two samples is above that of their distributions on average, and its standard error.
 
     scales, vectors: of ``coupling``. The bias is tr S_x / n + tr S_y / m from the means and C from the covariances
@@ -51,7 +56,9 @@ def bias_and_error(real: Reference, fake: Reference, scales: Tensor, vectors: Te
     a, b = real.moments, fake.moments
     from_covariances, second_order = covariance_part(scales, a.n, b.n)
     noise = a.cov / a.n + b.cov / b.n  # covariance of the difference of means
-    missing = from_covariances / (2 * float(scales.sum())) if from_covariances else 0  # of the scales' sum
+    missing = (
+        from_covariances / (2 * float(scales.sum())) if from_covariances else 0
+    )  # of the scales' sum
     bias = float(noise.trace()) + from_covariances * (1 + missing)
     second_order += 2 * float(noise.square().sum())
     first_order = sum(float(each.var()) / n for each, n in _influences(real, fake, scales, vectors))
@@ -62,14 +69,20 @@ def _measured(real: Reference, fake: Reference) -> tuple[Measurement, float]:
     """The distance with its error, and its bias."""
     scales, vectors = coupling(real.moments, fake.moments)
     bias, error = bias_and_error(real, fake, scales, vectors)
-    return Measurement(float(distance(real.moments, fake.moments, scales)), error, "standard error"), bias
+    return Measurement(
+        float(distance(real.moments, fake.moments, scales)), error, "standard error"
+    ), bias
 
 
 def _corrected(fid: Measurement, bias: float, real: Moments, fake: Moments) -> Measurement:
     needed = 4 * len(real.mean)
     n, kind = min((fake.n, "generated"), (real.n, "real"))
     if n < needed:
-        return Measurement(None, reason=f"needs N >= 4 d = {needed} images, there are {n} {kind}", context=fid.context)
+        return Measurement(
+            None,
+            reason=f"needs N >= 4 d = {needed} images, there are {n} {kind}",
+            context=fid.context,
+        )
     return replace(fid, value=fid.value - bias).within(bias=bias)
 
 
@@ -83,11 +96,15 @@ def _influences(
     last term is |s^(1/2) W^T A^+ (x - mu_x)|^2, and for y |s^(-1/2) W^T A^T (y - mu_y)|^2: right for any rank.
     """
     root, between = real.moments.root, real.moments.mean - fake.moments.mean
-    inverse = root / root.square().sum(dim=0)  # transposed pseudo-inverse: the columns are orthogonal
+    inverse = root / root.square().sum(
+        dim=0
+    )  # transposed pseudo-inverse: the columns are orthogonal
 
     def influence(images: Reference, between: Tensor, transport: Tensor) -> tuple[Tensor, int]:
         x = evenly_spaced(images.features, ERROR_IMAGES).to(torch.float64) - images.moments.mean
-        return 2 * x @ between + x.square().sum(dim=1) - (x @ transport).square().sum(dim=1), images.moments.n
+        return 2 * x @ between + x.square().sum(dim=1) - (x @ transport).square().sum(
+            dim=1
+        ), images.moments.n
 
     return (
         influence(real, between, inverse @ vectors * scales.sqrt()),

@@ -22,12 +22,19 @@ class GenerationMetrics:
         self.measures = tuple(measure for measure in (measures or {}).values() if measure)
         self.num_repeats = num_repeats
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        require(not twice, "measures", sorted(measures or {}), f"more than one of them measures {', '.join(twice)}")
+        require(
+            not twice,
+            "measures",
+            sorted(measures or {}),
+            f"more than one of them measures {', '.join(twice)}",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of everything that may be measured, floors included."""
-        return tuple(name for measure in self.measures for name in (*measure.names, *_floor_name(measure)))
+        return tuple(
+            name for measure in self.measures for name in (*measure.names, *_floor_name(measure))
+        )
 
     @property
     def active(self) -> bool:
@@ -94,5 +101,7 @@ def _floor_name(measure: Measure) -> list[str]:
 def _nulls(measure: Measure, reason: str, samples: Samples) -> dict[str, Measurement]:
     """For each of its names a null, with the numbers of images that it would have looked at."""
     sizes = {"n_real": len(samples.real.features), "n_fake": len(samples.fake)}
-    context = {name: min(size, getattr(measure, "max_images", size)) for name, size in sizes.items()}
+    context = {
+        name: min(size, getattr(measure, "max_images", size)) for name, size in sizes.items()
+    }
     return dict.fromkeys(measure.names, Measurement(None, reason=reason, context=context))

@@ -12,7 +12,11 @@ import numpy as np
 
 from src.metric.factor_table import Floats, Ints
 
-NUM_ROUNDS, DEPTH, LEARNING_RATE = 100, 3, 0.1  # defaults of GradientBoostingClassifier, so disentanglement_lib's
+NUM_ROUNDS, DEPTH, LEARNING_RATE = (
+    100,
+    3,
+    0.1,
+)  # defaults of GradientBoostingClassifier, so disentanglement_lib's
 NUM_BINS = 128
 
 
@@ -22,7 +26,9 @@ class BinnedCodes:
     def __init__(self, train: Floats, test: Floats) -> None:
         edges = [_edges(code) for code in train.T]
         codes = np.concatenate([train, test])
-        self.bins = np.stack([np.searchsorted(edge, code) for edge, code in zip(edges, codes.T, strict=True)], axis=1)
+        self.bins = np.stack(
+            [np.searchsorted(edge, code) for edge, code in zip(edges, codes.T, strict=True)], axis=1
+        )
         self.num_train, self.num_latents = train.shape
         self._cell = self.bins[: self.num_train] + NUM_BINS * np.arange(self.num_latents)
 
@@ -64,11 +70,17 @@ def _grow(codes: BinnedCodes, residual: Floats) -> tuple[Ints, Floats]:
         total = codes.histogram(node, 2**depth, residual).cumsum(axis=2)
         count = codes.histogram(node, 2**depth).cumsum(axis=2)
         whole, size = total[..., -1:], count[..., -1:]
-        drop = _explained(total, count) + _explained(whole - total, size - count) - _explained(whole, size)
+        drop = (
+            _explained(total, count)
+            + _explained(whole - total, size - count)
+            - _explained(whole, size)
+        )
         drop[(count == 0) | (count == size)] = 0  # one side is empty: no split
         best = drop.reshape(len(drop), -1).argmax(axis=1)
         latent, threshold = np.divmod(best, NUM_BINS)
-        importance += np.bincount(latent, drop.reshape(len(drop), -1).max(axis=1), minlength=codes.num_latents)
+        importance += np.bincount(
+            latent, drop.reshape(len(drop), -1).max(axis=1), minlength=codes.num_latents
+        )
         node = 2 * node + (codes.bins[np.arange(len(node)), latent[node]] > threshold[node])
     return node, importance
 

@@ -34,18 +34,27 @@ class InceptionScore:
             return dict.fromkeys(self.names, missing)
         share = float((probabilities.amax(dim=1) > self.threshold).to(torch.float64).mean())
         error = binomial_error(share, len(probabilities))
-        confident = Measurement(share, error, "binomial standard error", context={"threshold": self.threshold})
+        confident = Measurement(
+            share, error, "binomial standard error", context={"threshold": self.threshold}
+        )
         found = {"inception_score": self._score(probabilities), "confident": confident}
-        return {name: measurement.within(n_fake=len(probabilities)) for name, measurement in found.items()}
+        return {
+            name: measurement.within(n_fake=len(probabilities))
+            for name, measurement in found.items()
+        }
 
     def _score(self, probabilities: Tensor) -> Measurement:
         context = {"num_splits": self.num_splits}
         order = torch.randperm(len(probabilities), generator=generator("inception_score"))
         try:
-            score, sd = inception_score(probabilities[order.to(probabilities.device)], self.num_splits)
+            score, sd = inception_score(
+                probabilities[order.to(probabilities.device)], self.num_splits
+            )
         except ValueError as error:
             return Measurement(None, reason=first_line(error), context=context)
-        error, kind = (sd, f"sd over {self.num_splits} splits") if self.num_splits > 1 else (None, "")
+        error, kind = (
+            (sd, f"sd over {self.num_splits} splits") if self.num_splits > 1 else (None, "")
+        )
         return Measurement(score, error, kind, context=context)
 
 

@@ -28,7 +28,10 @@ class Kid:
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
         """Measure over all pairs."""
-        real, fake = evenly_spaced(samples.real.features, self.max_images), samples.fake[: self.max_images]
+        real, fake = (
+            evenly_spaced(samples.real.features, self.max_images),
+            samples.fake[: self.max_images],
+        )
         value, error = kernel_distance(real, fake)
         context = {"n_real": len(real), "n_fake": len(fake), "kernel": "(x.y / d + 1)^3"}
         return {"kid": Measurement(value, error, "standard error", context=context)}
@@ -47,7 +50,9 @@ def kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
     without bias from U-centred matrices (Székely & Rizzo 2014, section 2).
     """
     if min(len(real), len(fake)) < LEAST:
-        raise ValueError(f"the kernel distance needs {LEAST} or more images, it got {len(real)} and {len(fake)}")
+        raise ValueError(
+            f"the kernel distance needs {LEAST} or more images, it got {len(real)} and {len(fake)}"
+        )
     x, y = real.to(torch.float64), fake.to(torch.float64)
     n, m = len(x), len(y)
     xx, yy, xy = _sums(x, x), _sums(y, y), _sums(x, y)
@@ -56,7 +61,9 @@ def kernel_distance(real: Tensor, fake: Tensor) -> tuple[float, float]:
     value = real_witness.mean() - fake_witness.mean()
     first_order = 4 * real_witness.var() / n + 4 * fake_witness.var() / m
     within = 2 * _within(xx) / (n * (n - 1)) + 2 * _within(yy) / (m * (m - 1))
-    second_order = (within + 4 * _between(xy) / (n * m)).clamp(min=0)  # rounding, where all images are equal
+    second_order = (within + 4 * _between(xy) / (n * m)).clamp(
+        min=0
+    )  # rounding, where all images are equal
     return float(value), float(torch.maximum(first_order - second_order, second_order).sqrt())
 
 
@@ -83,12 +90,21 @@ def _sums(x: Tensor, y: Tensor) -> _Sums:
 def _within(k: _Sums) -> Tensor:
     """E k(x, x')^2 of the doubly centred kernel, unbiased."""
     n = len(k.rows)
-    centred = k.squares - 2 * k.rows.square().sum() / (n - 2) + k.rows.sum().square() / ((n - 1) * (n - 2))
+    centred = (
+        k.squares
+        - 2 * k.rows.square().sum() / (n - 2)
+        + k.rows.sum().square() / ((n - 1) * (n - 2))
+    )
     return centred / (n * (n - 3))
 
 
 def _between(k: _Sums) -> Tensor:
     """E k(x, y)^2 of the doubly centred kernel, unbiased."""
     n, m = len(k.rows), len(k.columns)
-    centred = k.squares - k.rows.square().sum() / m - k.columns.square().sum() / n + k.rows.sum().square() / (n * m)
+    centred = (
+        k.squares
+        - k.rows.square().sum() / m
+        - k.columns.square().sum() / n
+        + k.rows.sum().square() / (n * m)
+    )
     return centred / ((n - 1) * (m - 1))

@@ -42,7 +42,9 @@ def collapse_warning(mean: Tensor, log_var: Tensor) -> str:
         advice = "the decoder ignores z: anneal beta (beta=linear or cyclical), lower it or set free_bits"
     else:
         advice = "if reconstructions lack detail, lower beta or set free_bits, else latent_dim is larger than needed"
-    return f"{collapsed} of {num} latents carry less than {MIN_KL} nats (posterior collapse): {advice}"
+    return (
+        f"{collapsed} of {num} latents carry less than {MIN_KL} nats (posterior collapse): {advice}"
+    )
 
 
 def latent_quality(mean: Tensor, log_var: Tensor) -> dict[str, Measurement]:
@@ -52,21 +54,29 @@ def latent_quality(mean: Tensor, log_var: Tensor) -> dict[str, Measurement]:
     variance of the aggregated posterior reach. Raises ValueError unless both are finite and of one shape, N >= 2.
     """
     if mean.dim() != 2 or mean.shape != log_var.shape or len(mean) < 2:
-        raise ValueError(f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must be (N, L) with N >= 2")
+        raise ValueError(
+            f"mean {tuple(mean.shape)} and log_var {tuple(log_var.shape)} must be (N, L) with N >= 2"
+        )
     kl = _kl(mean, log_var)
     if not kl.isfinite().all():
         raise ValueError("the posterior holds NaN or infinite values")
     centre, variance = aggregated_posterior(mean, log_var)
     rate = kl.sum(1)
     context = {
-        "kl_per_latent": [round(value, 4) for value in kl.mean(0).sort(descending=True).values.tolist()],
+        "kl_per_latent": [
+            round(value, 4) for value in kl.mean(0).sort(descending=True).values.tolist()
+        ],
         "aggregate_mean": [round(value, 4) for value in (centre.min().item(), centre.max().item())],
-        "aggregate_variance": [round(value, 4) for value in (variance.min().item(), variance.max().item())],
+        "aggregate_variance": [
+            round(value, 4) for value in (variance.min().item(), variance.max().item())
+        ],
     }
     error = rate.std().item() / math.sqrt(len(rate))
     measured = {
         "kl": Measurement(rate.mean().item(), error, "standard error", context=context),
-        "active_units": Measurement(float(active_units(mean).sum()), context={"min_variance": MIN_VARIANCE}),
+        "active_units": Measurement(
+            float(active_units(mean).sum()), context={"min_variance": MIN_VARIANCE}
+        ),
         "num_latents": Measurement(float(mean.shape[1])),
     }
     return {name: measurement.within(n_images=len(mean)) for name, measurement in measured.items()}

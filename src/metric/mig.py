@@ -24,13 +24,17 @@ def mig(points: Points, num_bins: int = 20) -> float:
 def histogram(codes: Floats, num_bins: int = 20) -> Ints:
     """Bins 0 .. num_bins - 1 of codes (n, L): of equal width between the smallest and the largest value of each."""
     edges = [np.histogram_bin_edges(code, num_bins)[1:-1] for code in codes.T]
-    return np.stack([np.digitize(code, inner) for code, inner in zip(codes.T, edges, strict=True)], axis=1)
+    return np.stack(
+        [np.digitize(code, inner) for code, inner in zip(codes.T, edges, strict=True)], axis=1
+    )
 
 
 def mutual_information(a: Ints, b: Ints) -> float:
     """I(a; b) in nats of the joint histogram of two arrays (n,) of numbers 0, 1, ...; I(a; a) is the entropy of a."""
     shape = int(a.max()) + 1, int(b.max()) + 1
-    joint = np.bincount(np.ravel_multi_index((a, b), shape), minlength=shape[0] * shape[1]).reshape(shape) / len(a)
+    joint = np.bincount(np.ravel_multi_index((a, b), shape), minlength=shape[0] * shape[1]).reshape(
+        shape
+    ) / len(a)
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
     seen = joint > 0
     return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())

@@ -38,9 +38,14 @@ class Neighbours:
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
         """Measure all four."""
-        real, fake = evenly_spaced(samples.real.features, self.max_images), samples.fake[: self.max_images]
+        real, fake = (
+            evenly_spaced(samples.real.features, self.max_images),
+            samples.fake[: self.max_images],
+        )
         n, m = len(real), len(fake)
-        missed = math.prod((n - i) / (n + m - i) for i in range(1, self.k + 1))  # the k nearest of all others are real
+        missed = math.prod(
+            (n - i) / (n + m - i) for i in range(1, self.k + 1)
+        )  # the k nearest of all others are real
         of_real = {"density": {"of_real": 1.0}, "coverage": {"of_real": 1 - missed}}
         found = {}
         for name, (value, error) in neighbour_scores(real, fake, self.k).items():
@@ -88,12 +93,16 @@ def neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, Estimate]:
     n or m <= k.
     """
     if min(len(real), len(fake)) <= k:
-        raise ValueError(f"k={k} neighbours need {k + 1} or more images, there are {len(real)} and {len(fake)}")
+        raise ValueError(
+            f"k={k} neighbours need {k + 1} or more images, there are {len(real)} and {len(fake)}"
+        )
     mean = _mean(real)
     real, fake = _centred(real, mean), _centred(fake, mean)
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)
     num_balls = real.new_zeros(len(fake))  # of real images, around each fake
-    recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
+    recalled, covered = (
+        torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2)
+    )
     for block in row_blocks(len(fake), len(real)):
         squared = _squared_distances(fake[block], real)
         inside = squared <= real_radius
@@ -109,7 +118,9 @@ def neighbour_scores(real: Tensor, fake: Tensor, k: int) -> dict[str, Estimate]:
     }
 
 
-def memorised_share(train: Tensor, held_out: Tensor, fake: Tensor, quantile: float = 0.05) -> tuple[float, float]:
+def memorised_share(
+    train: Tensor, held_out: Tensor, fake: Tensor, quantile: float = 0.05
+) -> tuple[float, float]:
     """Share of fakes whose nearest training image is nearer than that of all but ``quantile`` of held-out images.
 
     Features (num, d), in blocks of train. The threshold is the held-out distance of rank j = floor(quantile (m + 1)):
@@ -120,13 +131,17 @@ def memorised_share(train: Tensor, held_out: Tensor, fake: Tensor, quantile: flo
     m = len(held_out)
     rank = _rank(quantile, m)
     if rank < 1:
-        raise ValueError(f"a quantile of {quantile} needs {math.ceil(1 / quantile) - 1} held-out images, there are {m}")
+        raise ValueError(
+            f"a quantile of {quantile} needs {math.ceil(1 / quantile) - 1} held-out images, there are {m}"
+        )
     mean = _mean(train)
     thresholds = _nearest(held_out, train, mean).sort().values
     distances = _nearest(fake, train, mean)
 
     def share(rank: int) -> float:
-        return float((distances < thresholds[min(rank, m) - 1]).double().mean()) if rank >= 1 else 0.0
+        return (
+            float((distances < thresholds[min(rank, m) - 1]).double().mean()) if rank >= 1 else 0.0
+        )
 
     step = max(1, round((m * quantile * (1 - quantile)) ** 0.5))
     from_threshold = (share(rank + step) - share(rank - step)) / 2
@@ -139,7 +154,10 @@ def _rank(quantile: float, num: int) -> int:
 
 def _radius(x: Tensor, k: int) -> Tensor:
     """Squared distance (n,) to the k-th nearest other one, enlarged so that rounding does not undo a tie."""
-    parts = [_squared_distances(x[block], x).kthvalue(k + 1).values for block in row_blocks(len(x), len(x))]
+    parts = [
+        _squared_distances(x[block], x).kthvalue(k + 1).values
+        for block in row_blocks(len(x), len(x))
+    ]
     squared = torch.cat(parts)
     return squared + SLACK * (squared + x.square().sum(dim=1))
 

@@ -22,12 +22,16 @@ class AutoEncoder(GenerativeModel):
     decoder: (B, latent_dim) -> (B, C, H, W).
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, shape: Sequence[int]) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, shape: Sequence[int]
+    ) -> None:
         super().__init__()
         check_count("latent_dim", latent_dim, MAX_WIDTH)
         self.encoder, self.decoder = encoder, decoder
         self.to_code = nn.Linear(encoder.num_features, latent_dim)
-        self.compression_ratio = math.prod(shape) / latent_dim  # bytes of the 8-bit image / bytes of the code
+        self.compression_ratio = (
+            math.prod(shape) / latent_dim
+        )  # bytes of the 8-bit image / bytes of the code
 
     def encode(self, x: Tensor) -> Tensor:
         """Code (B, latent_dim) in (-1, 1)."""
@@ -49,12 +53,18 @@ class AutoEncoder(GenerativeModel):
         """Image (B, C, H, W) in [-1, 1] of a byte code."""
         return self.decode(code.float() / 127.5 - 1)
 
-    def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
+    def loss(
+        self, x: Tensor, label: Tensor | None = None, generator: Generators = None
+    ) -> dict[str, Tensor]:
         """Mean squared error per pixel on [-1, 1]; outside training also the PSNR (dB) through the byte code."""
         output = self.decoder(self.encode(x))
         losses = {"loss": F.mse_loss(output, x)}
         if not self.training:
-            error = (self.decompress(self.compress(x)) - x).square().flatten(1).mean(1).clamp(min=1e-10)
-            losses["psnr_compressed"] = (10 * torch.log10(4 / error)).mean()  # the range of x is 2, its square 4
+            error = (
+                (self.decompress(self.compress(x)) - x).square().flatten(1).mean(1).clamp(min=1e-10)
+            )
+            losses["psnr_compressed"] = (
+                10 * torch.log10(4 / error)
+            ).mean()  # the range of x is 2, its square 4
             losses["compression_ratio"] = x.new_tensor(self.compression_ratio)
         return losses

@@ -17,10 +17,14 @@ from src.noise import Generators
 class GenerativeModel(nn.Module, ABC):
     """A model with a loss. Images are (B, C, H, W) in [-1, 1], labels (B,) long, likelihoods nats per image."""
 
-    step: int = 0  # optimiser steps taken, set by the trainer; for schedules such as the beta of a VAE
+    step: int = (
+        0  # optimiser steps taken, set by the trainer; for schedules such as the beta of a VAE
+    )
 
     @abstractmethod
-    def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
+    def loss(
+        self, x: Tensor, label: Tensor | None = None, generator: Generators = None
+    ) -> dict[str, Tensor]:
         """Scalars, averages over the batch: "loss" is minimised, all are logged."""
 
 
@@ -58,7 +62,9 @@ class Effort:
         for name, value in vars(self).items():
             optional = name in ("timesteps", "flow_steps")
             fits = value is None if not isinstance(value, int) else value >= 1
-            require(fits and (optional or value is not None), name, value, "must be an integer >= 1")
+            require(
+                fits and (optional or value is not None), name, value, "must be an integer >= 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,5 +135,7 @@ class DrawsTimes(Protocol):
 class CanDenoise(Protocol):
     """Has a denoising trajectory to show."""
 
-    def trajectory(self, num: int, generator: Generators = None) -> tuple[list[int], Tensor, Tensor]:
+    def trajectory(
+        self, num: int, generator: Generators = None
+    ) -> tuple[list[int], Tensor, Tensor]:
         """Times T ... 0 of a sampling run, states x_t and estimates x0-hat, each (len(times), num, C, H, W)."""

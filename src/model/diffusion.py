@@ -26,7 +26,9 @@ class Diffusion(GenerativeModel):
     """
 
     discrete_scale = "8-bit"
-    likelihood_kind = f"lower bound (variational, {Effort().timesteps} time steps), probability of 8-bit values"
+    likelihood_kind = (
+        f"lower bound (variational, {Effort().timesteps} time steps), probability of 8-bit values"
+    )
 
     def __init__(
         self,
@@ -47,7 +49,9 @@ class Diffusion(GenerativeModel):
             raise ConfigError(
                 f"network.shape={list(network.shape)}: the images are {list(shape)} (channels, height, width)"
             )
-        c_skip, c_out = prediction.coefficients(*schedule.scales(torch.tensor([schedule.num_timesteps])))
+        c_skip, c_out = prediction.coefficients(
+            *schedule.scales(torch.tensor([schedule.num_timesteps]))
+        )
         if not (c_skip.isfinite().all() and c_out.isfinite().all()):
             raise ConfigError(
                 f"prediction={type(prediction).__name__.lower()}: says nothing about x0 at t = T, where the schedule "
@@ -57,17 +61,25 @@ class Diffusion(GenerativeModel):
         self.prediction, self.weighting, self.sampler = prediction, weighting, sampler
         self.shape, self.clip_denoised = tuple(shape), clip_denoised
         try:  # one pixel through the sampler: what it would refuse after hours of training, it refuses now
-            sampler(lambda x_t, t: x_t, schedule, torch.zeros(1, 1, 1, 1), generator=torch.Generator())
+            sampler(
+                lambda x_t, t: x_t, schedule, torch.zeros(1, 1, 1, 1), generator=torch.Generator()
+            )
         except ConfigError as error:
             raise error.under("sampler") from error
 
-    def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
+    def loss(
+        self, x: Tensor, label: Tensor | None = None, generator: Generators = None
+    ) -> dict[str, Tensor]:
         """Weighted squared error at t uniform in 1..T; "mse" is the unweighted one, both means over pixels."""
         t = self.draw_times(len(x), generator).to(x.device)
         eps = randn(x.shape, generator, x.device, x.dtype)
         signal, sigma = self.schedule.scales(t)
         output = self.network(self.schedule.add_noise(x, eps, t), t)
-        error = (output - self.prediction.target(x, eps, signal, sigma)).square().mean((1, 2, 3), keepdim=True)
+        error = (
+            (output - self.prediction.target(x, eps, signal, sigma))
+            .square()
+            .mean((1, 2, 3), keepdim=True)
+        )
         _, c_out = self.prediction.coefficients(signal, sigma)
         return {"loss": (self.weighting(signal, sigma, c_out) * error).mean(), "mse": error.mean()}
 
@@ -94,13 +106,19 @@ class Diffusion(GenerativeModel):
         ``distortion_<variance>`` is L_0 and ``rate_<variance>`` the rest of the bound, (B,) (Ho et al. 2020, section
         4.3); ``L_t_<variance>`` (B, n) are the single terms L_{t-1} at ``times``.
         """
-        bound = variational_bound(self.denoise, self.schedule, x, num_timesteps=effort.timesteps, generator=generator)
+        bound = variational_bound(
+            self.denoise, self.schedule, x, num_timesteps=effort.timesteps, generator=generator
+        )
         estimates, parts = {}, {}
         for variance, terms in bound.terms.items():
             estimates[f"vlb_{variance}"] = bound.log_likelihood(variance)
             distortion = bound.reconstruction[variance]
             rate = -estimates[f"vlb_{variance}"] - distortion
-            parts |= {f"rate_{variance}": rate, f"distortion_{variance}": distortion, f"L_t_{variance}": terms}
+            parts |= {
+                f"rate_{variance}": rate,
+                f"distortion_{variance}": distortion,
+                f"L_t_{variance}": terms,
+            }
         if effort.flow_steps is not None:
             estimates["flow"] = flow_bound(
                 self._estimate, self.schedule, x, num_steps=effort.flow_steps, generator=generator
@@ -113,7 +131,9 @@ class Diffusion(GenerativeModel):
         return self._sample(self.denoise, num, generator)
 
     @torch.no_grad()
-    def trajectory(self, num: int, generator: Generators = None) -> tuple[list[int], Tensor, Tensor]:
+    def trajectory(
+        self, num: int, generator: Generators = None
+    ) -> tuple[list[int], Tensor, Tensor]:
         """Times T ... 0 at which the sampler asks the network, states x_t there and estimates x0-hat.
 
         States and estimates are (len(times), num, C, H, W); the last of both is the sample.
@@ -134,7 +154,9 @@ class Diffusion(GenerativeModel):
         signal, sigma = self.schedule.scales(t)
         return self.prediction.to_x0(self.network(x_t, t).to(x_t.dtype), x_t, signal, sigma)
 
-    def _sample(self, denoise: Callable[[Tensor, Tensor], Tensor], num: int, generator: Generators) -> Tensor:
+    def _sample(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], num: int, generator: Generators
+    ) -> Tensor:
         device = next(self.network.parameters()).device
         noise = randn((num, *self.shape), generator, device)
         return self.sampler(denoise, self.schedule, noise, generator=generator).clamp(-1, 1)

@@ -53,7 +53,9 @@ class VAE(GenerativeModel):
         """Mean of q(z | x), (B, latent_dim)."""
         return self.posterior(x).mean
 
-    def loss(self, x: Tensor, label: Tensor | None = None, generator: Generators = None) -> dict[str, Tensor]:
+    def loss(
+        self, x: Tensor, label: Tensor | None = None, generator: Generators = None
+    ) -> dict[str, Tensor]:
         """The objective, and the true ELBO with its two parts: elbo = reconstruction - kl."""
         reconstruction, kl_per_latent = self._terms(x, self.likelihood.log_prob, generator)
         kl = kl_per_latent.sum(1)
@@ -74,7 +76,13 @@ class VAE(GenerativeModel):
         return reconstruction - kl_per_latent.sum(1)
 
     def log_weights(
-        self, x: Tensor, num: int, generator: Generators = None, *, chunk: int = 50, discrete: bool = False
+        self,
+        x: Tensor,
+        num: int,
+        generator: Generators = None,
+        *,
+        chunk: int = 50,
+        discrete: bool = False,
     ) -> Tensor:
         """Log importance weights log p(x | z) + log p(z) - log q(z | x) of ``num`` draws z ~ q(z | x): (num, B) nats.
 
@@ -87,7 +95,9 @@ class VAE(GenerativeModel):
         for start in range(0, num, chunk):
             size = min(chunk, num - start)
             own = DiagonalGaussian(q.mean.unsqueeze(1).expand(-1, size, -1), q.log_var.unsqueeze(1))
-            z = own.sample(generator)  # (B, size, latent_dim): an image's draws come from its own generator
+            z = own.sample(
+                generator
+            )  # (B, size, latent_dim): an image's draws come from its own generator
             output = _at_least_float32(self.decoder(z.flatten(0, 1)))
             likelihood = log_prob(output, x.repeat_interleave(size, 0)).view(-1, size)
             weights.append(likelihood + (prior.log_prob(z) - own.log_prob(z)).sum(2))
@@ -103,8 +113,13 @@ class VAE(GenerativeModel):
         k = effort.importance_samples
         reconstruction, kl_per_latent = self._terms(x, self.likelihood.log_mass, generator)
         rate = kl_per_latent.sum(1)
-        iwae = self.log_weights(x, k, generator, chunk=effort.chunk, discrete=True).logsumexp(0) - math.log(k)
-        return Scores({"elbo": reconstruction - rate, f"iwae_{k}": iwae}, {"distortion": -reconstruction, "rate": rate})
+        iwae = self.log_weights(x, k, generator, chunk=effort.chunk, discrete=True).logsumexp(
+            0
+        ) - math.log(k)
+        return Scores(
+            {"elbo": reconstruction - rate, f"iwae_{k}": iwae},
+            {"distortion": -reconstruction, "rate": rate},
+        )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Mean image of p(x | z) at the posterior mean."""

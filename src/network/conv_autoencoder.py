@@ -92,17 +92,23 @@ class ConvDecoder(nn.Module):
             nn.Sequential(*_residual_blocks(width, out, num_blocks, norm))
             for width, out in zip(widths[::-1], [*widths[-2::-1], channels], strict=True)
         )
-        self.output = nn.Sequential(make_norm(norm, channels), nn.SiLU(), conv3x3(channels, shape[0]))
+        self.output = nn.Sequential(
+            make_norm(norm, channels), nn.SiLU(), conv3x3(channels, shape[0])
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, latent_dim) -> (B, C, H, W), unbounded."""
         h = self.input(z).unflatten(1, self.start)
-        for (height, width), upsample, block in zip(self.sizes[::-1], self.upsamples, self.blocks, strict=True):
+        for (height, width), upsample, block in zip(
+            self.sizes[::-1], self.upsamples, self.blocks, strict=True
+        ):
             h = block(upsample(h)[:, :, :height, :width])
         return self.output(h)
 
 
-def _residual_blocks(in_channels: int, out_channels: int, num_blocks: int, norm: str) -> list[nn.Module]:
+def _residual_blocks(
+    in_channels: int, out_channels: int, num_blocks: int, norm: str
+) -> list[nn.Module]:
     ins = [in_channels] + [out_channels] * (num_blocks - 1)
     return [ResidualBlock(width, out_channels, norm) for width in ins]
 

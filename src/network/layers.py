@@ -43,7 +43,9 @@ def check_widths(channels: int, channel_mult: Sequence[int], num_blocks: int) ->
     check_count("channels", channels, MAX_WIDTH)
     check_count("num_blocks", num_blocks, MAX_DEPTH)
     positive = len(channel_mult) >= 1 and min(channel_mult) >= 1
-    require(positive, "channel_mult", list(channel_mult), "must be one or more numbers, each at least 1")
+    require(
+        positive, "channel_mult", list(channel_mult), "must be one or more numbers, each at least 1"
+    )
     narrow = channels * max(channel_mult) <= MAX_WIDTH
     require(narrow, "channel_mult", list(channel_mult), f"must keep channels * mult <= {MAX_WIDTH}")
     return [channels * mult for mult in channel_mult]
@@ -57,7 +59,11 @@ def check_dropout(dropout: float) -> None:
 def _num_groups(channels: int) -> int:
     # A group of one channel would subtract whatever is constant over the image, the time embedding above all: at least
     # four channels in each, as in Karras et al. 2022. With 128 channels or more these are the 32 groups of Ho et al.
-    return max(groups for groups in range(1, 33) if channels % groups == 0 and groups <= max(1, channels // 4))
+    return max(
+        groups
+        for groups in range(1, 33)
+        if channels % groups == 0 and groups <= max(1, channels // 4)
+    )
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -81,7 +87,12 @@ def check_norm(norm: str, smallest: tuple[int, int]) -> None:
     choose(NORMS, "norm", norm)
     # The only pixel minus its own mean is zero.
     survives = norm != "instance" or max(smallest) > 1
-    require(survives, "norm", norm, "would erase the 1x1 features of the last level: use group, or fewer levels")
+    require(
+        survives,
+        "norm",
+        norm,
+        "would erase the 1x1 features of the last level: use group, or fewer levels",
+    )
 
 
 def initialize(layer: Layer, gain: float = 1.0) -> Layer:
@@ -135,7 +146,12 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: str = "group", dropout: float = 0.0, time_dim: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: str = "group",
+        dropout: float = 0.0,
+        time_dim: int = 0,
     ) -> None:
         super().__init__()
         self.norm1 = make_norm(norm, in_channels)
@@ -147,7 +163,9 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, gain=0)
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else initialize(nn.Conv2d(in_channels, out_channels, 1))
+        self.shortcut = (
+            nn.Identity() if same else initialize(nn.Conv2d(in_channels, out_channels, 1))
+        )
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, in_channels, H, W), time (B, time_dim) if the block has one -> (B, out_channels, H, W)."""
@@ -166,7 +184,12 @@ class Attention(nn.Module):
     def __init__(self, channels: int, norm: str = "group", num_heads: int = 1) -> None:
         super().__init__()
         divides = num_heads >= 1 and channels % num_heads == 0
-        require(divides, "num_heads", num_heads, f"must divide the {channels} channels of every attention layer")
+        require(
+            divides,
+            "num_heads",
+            num_heads,
+            f"must divide the {channels} channels of every attention layer",
+        )
         self.num_heads = num_heads
         self.norm = make_norm(norm, channels)
         self.qkv = initialize(nn.Conv2d(channels, 3 * channels, 1))
@@ -175,7 +198,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
+        qkv = self.qkv(self.norm(x)).reshape(
+            batch, 3, self.num_heads, channels // self.num_heads, height * width
+        )
         # The fused kernels want channels last in memory; without the copy the slow path stores all pairs of pixels.
         query, key, value = qkv.transpose(-1, -2).contiguous().unbind(1)
         mixed = F.scaled_dot_product_attention(query, key, value)
@@ -183,7 +208,9 @@ class Attention(nn.Module):
 
 
 def _interpolate(mode: str) -> Callable[[int], nn.Module]:
-    return lambda channels: nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), conv3x3(channels, channels))
+    return lambda channels: nn.Sequential(
+        nn.Upsample(scale_factor=2, mode=mode), conv3x3(channels, channels)
+    )
 
 
 UPSAMPLES: dict[str, Callable[[int], nn.Module]] = {
@@ -191,7 +218,9 @@ UPSAMPLES: dict[str, Callable[[int], nn.Module]] = {
     "bilinear": _interpolate("bilinear"),
     "bicubic": _interpolate("bicubic"),
     # A kernel of 4 at stride 2 covers every pixel equally often: no checkerboard.
-    "transposed": lambda channels: initialize(nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)),
+    "transposed": lambda channels: initialize(
+        nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+    ),
 }
 
 

@@ -28,7 +28,9 @@ class MLP(nn.Module):
     A new network outputs exactly 0. Raises ``ConfigError`` for values outside these ranges.
     """
 
-    def __init__(self, shape: Sequence[int], hidden: int = 512, num_layers: int = 3, dropout: float = 0.0) -> None:
+    def __init__(
+        self, shape: Sequence[int], hidden: int = 512, num_layers: int = 3, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.shape = tuple(shape)
         size = math.prod(check_shape(shape))

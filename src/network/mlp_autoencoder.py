@@ -25,14 +25,20 @@ class MLPEncoder(nn.Module):
 
     num_features: int
 
-    def __init__(self, shape: Sequence[int], hidden: Sequence[int] = (512, 256), activation: str = "silu") -> None:
+    def __init__(
+        self, shape: Sequence[int], hidden: Sequence[int] = (512, 256), activation: str = "silu"
+    ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), *_hidden_layers(math.prod(check_shape(shape)), hidden, activation))
+        self.layers = nn.Sequential(
+            nn.Flatten(), *_hidden_layers(math.prod(check_shape(shape)), hidden, activation)
+        )
         self.num_features = hidden[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> features (B, num_features)."""
-        return self.layers((x + 1) / 2)  # black is 0, as in the IWAE: else every dark pixel moves its weights, always
+        return self.layers(
+            (x + 1) / 2
+        )  # black is 0, as in the IWAE: else every dark pixel moves its weights, always
 
 
 class MLPDecoder(nn.Module):
@@ -65,7 +71,12 @@ class MLPDecoder(nn.Module):
 
 def _hidden_layers(inputs: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
     sensible = len(hidden) >= 1 and min(hidden) >= 1 and max(hidden) <= MAX_WIDTH
-    require(sensible, "hidden", list(hidden), f"must be one or more widths, each at least 1 and at most {MAX_WIDTH}")
+    require(
+        sensible,
+        "hidden",
+        list(hidden),
+        f"must be one or more widths, each at least 1 and at most {MAX_WIDTH}",
+    )
     make_activation = choose(ACTIVATIONS, "activation", activation)
     return [
         layer

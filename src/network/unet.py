@@ -61,17 +61,23 @@ class UNet(nn.Module):
         check_norm(norm, sizes[-1])
         check_dropout(dropout)
         choose(UPSAMPLES, "upsample", upsample)  # also where a single level needs none
-        block = partial(_Block, norm=norm, dropout=dropout, num_heads=num_heads, time_dim=4 * channels)
+        block = partial(
+            _Block, norm=norm, dropout=dropout, num_heads=num_heads, time_dim=4 * channels
+        )
 
         def blocks(inputs: list[int], out: int, size: tuple[int, int]) -> nn.ModuleList:
-            return nn.ModuleList(block(width, out, max(size) in attention_resolutions) for width in inputs)
+            return nn.ModuleList(
+                block(width, out, max(size) in attention_resolutions) for width in inputs
+            )
 
         down, up = _block_inputs(channels, widths, num_blocks)
         self.time = TimeEmbedding(channels, 4 * channels)
         self.enter = nn.ModuleList([conv3x3(shape[0], channels)])
         self.enter.extend(conv3x3(width, width, stride=2) for width in widths[:-1])
         self.down = nn.ModuleList(map(blocks, down, widths, sizes))
-        self.middle = nn.ModuleList(block(widths[-1], widths[-1], attention) for attention in (True, False))
+        self.middle = nn.ModuleList(
+            block(widths[-1], widths[-1], attention) for attention in (True, False)
+        )
         self.up = nn.ModuleList(map(blocks, up, widths[::-1], sizes[::-1]))
         self.leave = nn.ModuleList(make_upsample(upsample, width) for width in widths[:0:-1])
         self.leave.append(nn.Identity())
@@ -118,7 +124,9 @@ class _Block(nn.Module):
         return self.attention(self.residual(x, time))
 
 
-def _block_inputs(channels: int, widths: list[int], num_blocks: int) -> tuple[list[list[int]], list[list[int]]]:
+def _block_inputs(
+    channels: int, widths: list[int], num_blocks: int
+) -> tuple[list[list[int]], list[list[int]]]:
     """Input channels of every block, level by level on the way down, and on the way up from the last level."""
     down, up, skips, width = [], [], [], channels
     for out in widths:
@@ -138,7 +146,10 @@ def _level_sizes(shape: Sequence[int], num_levels: int) -> list[tuple[int, int]]
     factor = 2 ** (num_levels - 1)
     below, above = (
         f"{steps(height)}x{steps(width)}"
-        for steps in (lambda side: side // factor * factor, lambda side: -(-side // factor) * factor)
+        for steps in (
+            lambda side: side // factor * factor,
+            lambda side: -(-side // factor) * factor,
+        )
     )
     would_do = above if min(height, width) < factor else f"{below} or {above}"
     require(

@@ -40,7 +40,12 @@ def _check_optimizer(cfg: DictConfig, module: GenerativeModule) -> Optimizer:
     rate = cfg.optimizer.get("lr", 1)
     require(rate > 0, "optimizer.lr", rate, "must be > 0")
     for key, value in cfg.optimizer.items():
-        require(not isinstance(value, int | float) or value >= 0, f"optimizer.{key}", value, "must be >= 0")
+        require(
+            not isinstance(value, int | float) or value >= 0,
+            f"optimizer.{key}",
+            value,
+            "must be >= 0",
+        )
     with naming("optimizer"):
         return module.make_optimizer()
 
@@ -65,8 +70,13 @@ def _check_bits(module: GenerativeModule, data: ImageDataModule) -> None:
 
 def _check_monitored(cfg: DictConfig, losses: set[str], callbacks: dict[str, pl.Callback]) -> None:
     """Raise ConfigError when no loss and no callback will log the optimised metric or what a callback monitors."""
-    known = sorted(losses.union(*(getattr(callback, "logged", ()) for callback in callbacks.values())))
-    wanted = {f"callback.{key}.monitor": getattr(callback, "monitor", None) for key, callback in callbacks.items()}
+    known = sorted(
+        losses.union(*(getattr(callback, "logged", ()) for callback in callbacks.values()))
+    )
+    wanted = {
+        f"callback.{key}.monitor": getattr(callback, "monitor", None)
+        for key, callback in callbacks.items()
+    }
     for setting, name in ({"optimized_metric": cfg.optimized_metric} | wanted).items():
         allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
         require(name in known or (name is None and setting in wanted), setting, name, allowed)
@@ -81,7 +91,9 @@ def assemble(cfg: DictConfig) -> Assembly:
     check_writable(Path(cfg.run_dir), "hydra.run.dir")
     start = starting_point(cfg)
     check_same_run(cfg, start)
-    module = GenerativeModule(build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule"))
+    module = GenerativeModule(
+        build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule")
+    )
     optimizer = _check_optimizer(cfg, module)
     with naming("lr_schedule"):
         module.make_lr_schedule(optimizer, total_steps=1)
@@ -92,7 +104,9 @@ def assemble(cfg: DictConfig) -> Assembly:
     start.give_weights(module.model)
     data = data_of(cfg)  # the first that may take long: a download
     _check_bits(module, data)
-    total_steps = fill_length(cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size)
+    total_steps = fill_length(
+        cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size
+    )
     with naming("lr_schedule"):
         module.make_lr_schedule(optimizer, total_steps)
     config = plain(cfg)

@@ -23,7 +23,9 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
     TypeError) becomes ConfigError.
     """
     node = OmegaConf.select(cfg, path)
-    raw = OmegaConf.to_container(cfg, resolve=False)  # before: instantiate resolves what the node refers to in place
+    raw = OmegaConf.to_container(
+        cfg, resolve=False
+    )  # before: instantiate resolves what the node refers to in place
     try:
         return hydra.utils.instantiate(node, _convert_="all", **filled_in)
     except InterpolationKeyError as error:
@@ -60,5 +62,7 @@ def _missing_part(text: str) -> str:
     if key and key[1].startswith("network."):
         return f"needs a network with an {key[1].split('.')[1]}: network=conv_autoencoder or network=mlp_autoencoder"
     if key and key[1] == "model.latent_dim":
-        return "needs a denoiser, not an autoencoder: network=unet, network=unet_small or network=mlp"
+        return (
+            "needs a denoiser, not an autoencoder: network=unet, network=unet_small or network=mlp"
+        )
     return text.splitlines()[0]

@@ -26,7 +26,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self.config = config
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:  # noqa: ANN401
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:  # noqa: ANN401
         """Write the checkpoint atomically.
 
         Raises NonFiniteError where weights are not finite, StorageError when the disk refuses.
@@ -34,18 +36,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for name, value in checkpoint.get("state_dict", {}).items():
             if value.is_floating_point() and not _finite(value):
                 step = checkpoint.get("global_step")
-                raise NonFiniteError(f"{name}: holds NaN or infinity after step {step}; the last checkpoint is kept")
+                raise NonFiniteError(
+                    f"{name}: holds NaN or infinity after step {step}; the last checkpoint is kept"
+                )
         with atomic_path(path) as temporary:
             try:
                 torch.save(checkpoint | {"config": self.config}, temporary)
             except RuntimeError as error:  # torch's writer hides the system's reason
                 need, free = _megabytes(checkpoint), shutil.disk_usage(temporary.parent).free / 1e6
-                if "DataLoader worker" in str(error):  # torch tells of it wherever the program stands
+                if "DataLoader worker" in str(
+                    error
+                ):  # torch tells of it wherever the program stands
                     raise
                 reason = f"about {need:.0f} MB needed, {free:.0f} MB free; free some space"
                 raise StorageError(f"cannot write {Path(path)}: {reason}") from error
 
-    def load_checkpoint(self, path: _PATH, map_location: object = None, weights_only: object = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: _PATH, map_location: object = None, weights_only: object = None
+    ) -> dict[str, Any]:
         """The content on the CPU, checked as everywhere; Lightning's own reader takes some paths for addresses."""
         return read_checkpoint(path)
 
@@ -59,5 +67,11 @@ def _megabytes(content: object) -> float:
     """Of all tensors in nested dictionaries and lists."""
     if isinstance(content, Tensor):
         return content.nbytes / 1e6
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    parts = (
+        content.values()
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, list | tuple)
+        else ()
+    )
     return sum(map(_megabytes, parts))

@@ -31,7 +31,9 @@ FULL_ERROR = "GENBENCH_FULL_ERROR"  # what the user asked for in HYDRA_FULL_ERRO
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
-OmegaConf.register_new_resolver("suffix", lambda: secrets.token_hex(4), use_cache=True, replace=True)
+OmegaConf.register_new_resolver(
+    "suffix", lambda: secrets.token_hex(4), use_cache=True, replace=True
+)
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, ...] = ()) -> None:
@@ -50,7 +52,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
         quiet_logging()
-        sys.argv[1:] = [*sys.argv[1:], *passed_on]  # Lightning starts further ranks with these words
+        sys.argv[1:] = [
+            *sys.argv[1:],
+            *passed_on,
+        ]  # Lightning starts further ranks with these words
         with open_dict(cfg):
             if of_run:
                 cfg.overrides = passed_on
@@ -78,8 +83,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str, of_run: tuple[str, 
 def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], traced: bool) -> int:
     """Print what ended the program as one line, a defect with its traceback; return the exit code."""
     error = ended.__cause__ if isinstance(ended, _Ended) else ended
-    if isinstance(ended, ValueError) and not isinstance(ended, ProjectError):  # Hydra's, of the composition
-        error = ConfigError(f"{first_line(ended)} (a group of several options is emptied with group=[])")
+    if isinstance(ended, ValueError) and not isinstance(
+        ended, ProjectError
+    ):  # Hydra's, of the composition
+        error = ConfigError(
+            f"{first_line(ended)} (a group of several options is emptied with group=[])"
+        )
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
         traceback.print_exception(error)
@@ -95,9 +104,13 @@ class _Ended(BaseException):
 
 def split_overrides(words: list[str], of_run: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Words for this entry point, and those of the run (``sampler=``, ``sampler.num_steps=``)."""
-    passed_on = [word for word in words if re.split(r"[.=@]", word, maxsplit=1)[0] in of_run and "=" in word]
+    passed_on = [
+        word for word in words if re.split(r"[.=@]", word, maxsplit=1)[0] in of_run and "=" in word
+    ]
     own = [word for word in words if word not in passed_on]
-    if of_run and "LOCAL_RANK" in os.environ:  # Lightning tells further ranks a run directory that is not used here
+    if (
+        of_run and "LOCAL_RANK" in os.environ
+    ):  # Lightning tells further ranks a run directory that is not used here
         own = [word for word in own if not word.startswith(f"{RUN_DIR}=")]
     return own, passed_on
 
@@ -176,6 +189,10 @@ class _Stdout(logging.StreamHandler):
 
 def quiet_logging() -> None:
     """Plain messages on standard output; libraries only from warnings on, and so are further ranks."""
-    logging.raiseExceptions = False  # what cannot be told, on a full disk or a closed pipe, is no reason to fail
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Stdout()], force=True)
+    logging.raiseExceptions = (
+        False  # what cannot be told, on a full disk or a closed pipe, is no reason to fail
+    )
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[_Stdout()], force=True
+    )
     logging.getLogger("src").setLevel(logging.INFO if is_first() else logging.WARNING)

@@ -59,22 +59,36 @@ class ImageDataModule(pl.LightningDataModule):
         binarize: str | None = None,
     ) -> None:
         super().__init__()
-        counts = {"global_batch_size": global_batch_size, "num_workers": num_workers, "worker_timeout": worker_timeout}
+        counts = {
+            "global_batch_size": global_batch_size,
+            "num_workers": num_workers,
+            "worker_timeout": worker_timeout,
+        }
         for name, count in counts.items():
             least = int(name == "global_batch_size")
             whole = isinstance(count, int) and count >= least
             require(whole, f"dataset.{name}", count, f"must be an integer >= {least}")
-        require(binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic")
+        require(
+            binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic"
+        )
         self.splits = {split: load(split=split) for split in SPLITS}
         for split, data in self.splits.items():
             if data.image_shape != tuple(image_shape):
-                raise DataError(f"dataset.image_shape={list(image_shape)}: {split} images are {list(data.image_shape)}")
+                raise DataError(
+                    f"dataset.image_shape={list(image_shape)}: {split} images are {list(data.image_shape)}"
+                )
         size = len(self.splits["train"])
         allowed = f"must be at most the {size} images of the training split"
         require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
         self.global_batch_size, self.seed = global_batch_size, seed
-        timeout = worker_timeout if num_workers else 0  # without workers there is nobody to wait for
-        self.workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "timeout": timeout}
+        timeout = (
+            worker_timeout if num_workers else 0
+        )  # without workers there is nobody to wait for
+        self.workers = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "timeout": timeout,
+        }
         self.workers["worker_init_fn"] = leave_signals_to_parent
         self.flip, self.binarize = flip, binarize
 
@@ -96,12 +110,19 @@ class ImageDataModule(pl.LightningDataModule):
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Images of a split, with the bits and the noise seeds that its loader gives them."""
         seed = mix(self.seed, split)
-        return self._batches(split, flip=False)[list(indices), [mix(seed, index) for index in indices]]
+        return self._batches(split, flip=False)[
+            list(indices), [mix(seed, index) for index in indices]
+        ]
 
     def _eval_loader(self, split: str) -> DataLoader:
-        world, size = self.trainer.world_size, self.global_batch_size // self.trainer.accumulate_grad_batches
+        world, size = (
+            self.trainer.world_size,
+            self.global_batch_size // self.trainer.accumulate_grad_batches,
+        )
         own = max(1, size // world)
-        plan = EvalPlan(len(self.splits[split]), mix(self.seed, split), own, self.trainer.global_rank, world)
+        plan = EvalPlan(
+            len(self.splits[split]), mix(self.seed, split), own, self.trainer.global_rank, world
+        )
         batches = self._batches(split, flip=False)
         return DataLoader(batches, batch_size=None, sampler=plan, **self.workers)
 
@@ -134,24 +155,36 @@ class Batches(Dataset):
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         if self.binarize:
             x = self._bits(x, indices, seeds)
-        return Batch(x, None if self.data.labels is None else self.data.labels[pick], seeds, indices)
+        return Batch(
+            x, None if self.data.labels is None else self.data.labels[pick], seeds, indices
+        )
 
     def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
         """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2; static bits are the data's, not the run's."""
-        keys = seeds if self.binarize == "dynamic" else [mix("static", self.split, i) for i in indices]
-        uniform = torch.stack([torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys])
+        keys = (
+            seeds if self.binarize == "dynamic" else [mix("static", self.split, i) for i in indices]
+        )
+        uniform = torch.stack(
+            [torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys]
+        )
         return 2 * (uniform < (x + 1) / 2).float() - 1
 
 
 def limited(num_batches: int, limit: float | None) -> int:
     """Batches of an epoch under a ``trainer.limit_train_batches``: so many, or a share; null is all."""
-    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * (1.0 if limit is None else limit))
+    return (
+        min(num_batches, limit)
+        if isinstance(limit, int)
+        else int(num_batches * (1.0 if limit is None else limit))
+    )
 
 
 class TrainPlan(Sampler[Key]):
     """Keys of one rank's micro-batches: every global batch is cut into accumulation x rank slices by position."""
 
-    def __init__(self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]) -> None:
+    def __init__(
+        self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]
+    ) -> None:
         self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
         self.accumulate, self.world_size, self.rank = shares
         self.epoch, self.done = -1, 0  # batches of this epoch already given out
@@ -160,7 +193,9 @@ class TrainPlan(Sampler[Key]):
         return self.num_images // self.global_batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[Key]:
-        order = torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch)).tolist()
+        order = torch.randperm(
+            self.num_images, generator=generator(self.seed, "order", self.epoch)
+        ).tolist()
         size = self.global_batch_size // (self.accumulate * self.world_size)
         for batch in range(self.done, len(self)):
             step, micro = divmod(batch, self.accumulate)
@@ -174,7 +209,9 @@ class TrainPlan(Sampler[Key]):
 class EvalPlan(Sampler[Key]):
     """Keys of one rank's share of a split, in order; an image's seed depends on its index alone."""
 
-    def __init__(self, num_images: int, seed: int, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, num_images: int, seed: int, batch_size: int, rank: int, world_size: int
+    ) -> None:
         self.seed, self.batch_size = seed, batch_size
         self.mine = range(rank, num_images, world_size)
 
@@ -194,9 +231,13 @@ class ResumableLoader(DataLoader):
     every other one begins the next. end: batches after which Lightning ends an epoch, at most ``len(plan)``.
     """
 
-    def __init__(self, batches: Batches, plan: TrainPlan, workers: dict[str, Any], end: int) -> None:
+    def __init__(
+        self, batches: Batches, plan: TrainPlan, workers: dict[str, Any], end: int
+    ) -> None:
         # An own generator: creating an iterator then draws nothing from torch's global one.
-        super().__init__(batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers)
+        super().__init__(
+            batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers
+        )
         self._continues, self._end = False, end
 
     def __iter__(self) -> Iterator[Batch]:
@@ -216,7 +257,11 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches given out in it; before the first one, the end of the epoch before."""
         plan = self.sampler
-        return {"epoch": plan.epoch, "done": plan.done} if plan.done else {"epoch": plan.epoch - 1, "done": self._end}
+        return (
+            {"epoch": plan.epoch, "done": plan.done}
+            if plan.done
+            else {"epoch": plan.epoch - 1, "done": self._end}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; at the end of an epoch, with the next one."""

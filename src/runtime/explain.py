@@ -13,24 +13,39 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.errors import ConfigError, MemoryExhaustedError, ProjectError, StorageError, WorkerLostError, first_line
+from src.errors import (
+    ConfigError,
+    MemoryExhaustedError,
+    ProjectError,
+    StorageError,
+    WorkerLostError,
+    first_line,
+)
 from src.runtime.interruption import Interrupted
 
 DEFECT = 1  # all other codes belong to the classes of src/errors.py, and to Interrupted
 
 
 def explain(
-    error: BaseException, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]
+    error: BaseException,
+    conf: Path,
+    config_name: str,
+    overrides: list[str],
+    of_run: tuple[str, ...],
 ) -> tuple[int, str]:
     """Exit code and message ("" where there is nothing to say) of whatever ended the program."""
     if isinstance(error, SystemExit):
         return _exit(error)
     if isinstance(error, Interrupted):
-        one = config_name == "train" and not {"-m", "--multirun"} & {*overrides}  # of many the table has told
+        one = config_name == "train" and not {"-m", "--multirun"} & {
+            *overrides
+        }  # of many the table has told
         advice = "; resume=auto with the same hydra.run.dir goes on" if one else ""
         return error.exit_code, f"stopped by {error}{advice}"
     if isinstance(error, ProjectError):
-        return error.exit_code, _of_worker(error) if str(error).startswith("Caught ") else _one_line(error)
+        return error.exit_code, _of_worker(error) if str(error).startswith(
+            "Caught "
+        ) else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return ConfigError.exit_code, _unknown_option(error)
     if isinstance(error, MissingMandatoryValue) and error.full_key == "sweep.trial":
@@ -60,7 +75,11 @@ def _exit(error: SystemExit) -> tuple[int, str]:
 def _outside(error: BaseException) -> tuple[int, str]:
     """Errors of the libraries below us, by kind."""
     text = _one_line(error)
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+    if (
+        isinstance(error, MemoryError)
+        or "out of memory" in text.lower()
+        or "can't allocate memory" in text.lower()
+    ):
         return (
             MemoryExhaustedError.exit_code,
             f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
@@ -71,7 +90,10 @@ def _outside(error: BaseException) -> tuple[int, str]:
         re.IGNORECASE,
     ):
         reason = "another rank of this job is gone or does not answer; its own message tells why"
-        return WorkerLostError.exit_code, f"{reason}, resume=auto goes on from the last checkpoint ({text})"
+        return (
+            WorkerLostError.exit_code,
+            f"{reason}, resume=auto goes on from the last checkpoint ({text})",
+        )
     if "DataLoader worker" in text or "DataLoader timed out" in text:
         return WorkerLostError.exit_code, f"{text}; try dataset.num_workers=0"
     if type(error).__name__ == "MisconfigurationException":
@@ -89,7 +111,9 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
 
 
-def _bad_override(error: Exception, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]) -> str:
+def _bad_override(
+    error: Exception, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]
+) -> str:
     """Name the override that did not fit, with the nearest setting that exists."""
     text = _one_line(error)
     if text.startswith("Error merging override "):
@@ -103,7 +127,11 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
         return text
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     group = key.partition(".")[0]
-    if not of_run and (conf / group).is_dir() and not any(name.startswith(f"{group}.") for name in known):
+    if (
+        not of_run
+        and (conf / group).is_dir()
+        and not any(name.startswith(f"{group}.") for name in known)
+    ):
         return f"{guilty[0]}: nothing in this configuration uses the group {group!r} (another model may)"
     parent = key.rpartition(".")[0]
     beside = [name for name in known if parent and name.rpartition(".")[0] == parent]

@@ -19,7 +19,9 @@ from src.runtime.report import train_command
 from src.store import CheckpointStore
 
 
-def write_flight_record(folder: Path, trainer: pl.Trainer, batches: Sequence[Batch], losses: Tensor) -> None:
+def write_flight_record(
+    folder: Path, trainer: pl.Trainer, batches: Sequence[Batch], losses: Tensor
+) -> None:
     """``record.json`` and ``batch.pt`` (the batches as tuples) of the present optimiser step.
 
     record.json: losses of the micro-batches; per image its index in the training split, the key of its noise and its
@@ -55,12 +57,19 @@ def _images(model: nn.Module, batch: Batch) -> dict[str, Any]:
     if isinstance(model, DrawsTimes):
         found["t"] = model.draw_times(len(batch.x), generators(batch.seeds)).tolist()
     pixels = batch.x.flatten(1)
-    return found | {"min": _number(pixels.min()), "max": _number(pixels.max()), "mean": _number(pixels.mean())}
+    return found | {
+        "min": _number(pixels.min()),
+        "max": _number(pixels.max()),
+        "mean": _number(pixels.mean()),
+    }
 
 
 def _norms(parameter: Tensor) -> dict[str, float | None]:
     gradient = parameter.grad
-    return {"weight": _number(parameter.norm()), "gradient": None if gradient is None else _number(gradient.norm())}
+    return {
+        "weight": _number(parameter.norm()),
+        "gradient": None if gradient is None else _number(gradient.norm()),
+    }
 
 
 def _number(value: Tensor) -> float | None:

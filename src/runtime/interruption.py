@@ -127,7 +127,9 @@ class Interruption:
                     if signum in STOPPING:
                         seen.append(signum)
                         patience = max(0.0, self.grace - MARGIN) if len(seen) == 1 else 1.0
-                        threading.Thread(target=_give_up, args=(seen[0], patience, pipe), daemon=True).start()
+                        threading.Thread(
+                            target=_give_up, args=(seen[0], patience, pipe), daemon=True
+                        ).start()
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -149,7 +151,10 @@ def _give_up(signum: int, patience: float, pipe: object) -> None:
     time.sleep(patience)
     if not pipe.closed:
         left = Interrupted(signum)
-        os.write(2, f"error: stopped by {left} without waiting any longer; the last checkpoint stands\n".encode())
+        os.write(
+            2,
+            f"error: stopped by {left} without waiting any longer; the last checkpoint stands\n".encode(),
+        )
         os._exit(left.exit_code)
 
 

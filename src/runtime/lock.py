@@ -36,7 +36,9 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         _take(path, mine)
     except OSError as error:
-        raise StorageError(f"hydra.run.dir={directory}: cannot be locked ({error.strerror})") from error
+        raise StorageError(
+            f"hydra.run.dir={directory}: cannot be locked ({error.strerror})"
+        ) from error
     try:
         yield
     finally:
@@ -48,7 +50,9 @@ def locked(directory: Path) -> Iterator[None]:
 def held(directory: Path) -> bool:
     """Whether a process that lives, or may live on another host, holds the lock of ``directory``."""
     try:
-        return bool(_why_not(_owner((directory / NAME).read_text(encoding="utf-8")), directory / NAME))
+        return bool(
+            _why_not(_owner((directory / NAME).read_text(encoding="utf-8")), directory / NAME)
+        )
     except FileNotFoundError:
         return False
 
@@ -76,7 +80,9 @@ def _remove_if_dead(path: Path) -> None:
     except FileNotFoundError:  # released a moment ago
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # one starter at a time judges this file, and removes no other than this one
+        fcntl.flock(
+            file, fcntl.LOCK_EX
+        )  # one starter at a time judges this file, and removes no other than this one
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return
         owner = _owner(file.read())
@@ -90,7 +96,11 @@ def _remove_if_dead(path: Path) -> None:
 
 def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
     """Why the lock cannot be taken over; "" where its owner is dead."""
-    if owner is None and path.stat().st_size == 0 and time.time() - path.stat().st_mtime > UNFINISHED:
+    if (
+        owner is None
+        and path.stat().st_size == 0
+        and time.time() - path.stat().st_mtime > UNFINISHED
+    ):
         return ""
     if owner is None:
         return f"in use by an unknown process; if no run is alive in it, delete {path}"
@@ -108,7 +118,11 @@ def _owner(text: str) -> dict[str, Any] | None:
     try:
         owner = json.loads(text)
         known = {name: owner[name] for name in ("host", "start", "time")}
-        return known | {"pid": int(owner["pid"]), "job": owner.get("job"), "attempt": int(owner.get("attempt", 0))}
+        return known | {
+            "pid": int(owner["pid"]),
+            "job": owner.get("job"),
+            "attempt": int(owner.get("attempt", 0)),
+        }
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -116,7 +130,12 @@ def _owner(text: str) -> dict[str, Any] | None:
 def _myself() -> dict[str, Any]:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     job, number = _attempt()
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": now}
+    mine = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start": _start_of(os.getpid()),
+        "time": now,
+    }
     return mine | ({"job": job, "attempt": number} if job else {})
 
 
@@ -137,7 +156,9 @@ def _start_of(pid: int) -> str | None:
     except PermissionError:  # it lives, and is somebody else's
         pass
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        state, *fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:  # not Linux, or hidden: the process id alone has to do
         return ""

@@ -63,7 +63,10 @@ def log_outcome(loggers: list[Logger], run_dir: Path) -> None:
     """Tell W&B where the run and its checkpoint lie."""
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            places = {"run_dir": str(run_dir), "checkpoint": str(run_dir / "checkpoints" / "last.ckpt")}
+            places = {
+                "run_dir": str(run_dir),
+                "checkpoint": str(run_dir / "checkpoints" / "last.ckpt"),
+            }
             logger.tell(lambda run, places=places: run.summary.update(places))
 
 

@@ -20,10 +20,16 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
     columns = columns or max(1, round(len(images) ** 0.5))
     factor = max(1, -(-CELL // images.shape[-1]))
     large = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return make_grid(large, nrow=columns, padding=max(2, factor // 2), pad_value=96).permute(1, 2, 0).numpy()
+    return (
+        make_grid(large, nrow=columns, padding=max(2, factor // 2), pad_value=96)
+        .permute(1, 2, 0)
+        .numpy()
+    )
 
 
-def film_strip(times: Sequence[int], states: Tensor, estimates: Tensor, frames: int = 10) -> np.ndarray:
+def film_strip(
+    times: Sequence[int], states: Tensor, estimates: Tensor, frames: int = 10
+) -> np.ndarray:
     """A denoising run as an RGB picture: states x_t above, estimates of x_0 below, one column for each shown time.
 
     times: T ... 0. states, estimates: uint8 (len(times), N, C, H, W), one row of the strip for each of the N images.
@@ -32,14 +38,19 @@ def film_strip(times: Sequence[int], states: Tensor, estimates: Tensor, frames: 
     size = (0.62 * len(shown) + 0.2, 0.62 * 2 * states.shape[1] + 1.3)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    titles = ("state $x_t$: noise (left) becomes image (right)", "the network's estimate of $x_0$ at that time")
+    titles = (
+        "state $x_t$: noise (left) becomes image (right)",
+        "the network's estimate of $x_0$ at that time",
+    )
     for axes, title, tensor in zip(figure.subplots(2, 1), titles, (states, estimates), strict=True):
         rows = torch.stack([tensor[i] for i in shown], dim=1).flatten(0, 1)
         picture = grid(rows, columns=len(shown))
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         width = picture.shape[1] / len(shown)
-        axes.set_xticks([width * (i + 0.5) for i in range(len(shown))], [times[i] for i in shown], fontsize=8)
+        axes.set_xticks(
+            [width * (i + 0.5) for i in range(len(shown))], [times[i] for i in shown], fontsize=8
+        )
         axes.set_xlabel("t", fontsize=8, labelpad=1)
         axes.set_yticks([])
     canvas.draw()

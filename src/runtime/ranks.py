@@ -19,13 +19,26 @@ from src.runtime.settings import flat
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-COMMON = ("seed", "model", "dataset", "optimizer", "lr_schedule", "callback", "trainer", "on_nonfinite")
+COMMON = (
+    "seed",
+    "model",
+    "dataset",
+    "optimizer",
+    "lr_schedule",
+    "callback",
+    "trainer",
+    "on_nonfinite",
+)
 EVERY_SECONDS = 10  # between two lines of progress in a log file
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside a distributed run."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
 
 def my_blocks(num: int, size: int, what: str = "", begin: int = 0) -> Iterator[range]:
@@ -87,7 +100,11 @@ class SameOnAllRanks(pl.Callback):
 
     def __init__(self, config: Mapping[str, Any], step: int) -> None:
         settings = flat({part: config[part] for part in COMMON})
-        self.settings = {name: value for name, value in settings if not (isinstance(value, str) and os.sep in value)}
+        self.settings = {
+            name: value
+            for name, value in settings
+            if not (isinstance(value, str) and os.sep in value)
+        }
         self.settings["the step to go on from"] = step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -97,11 +114,15 @@ class SameOnAllRanks(pl.Callback):
             return
         first, *others = gather({rank: self.settings})
         for number, other in enumerate(others, start=1):
-            for name in sorted(first.keys() | other.keys(), key=lambda name: (name.count("."), name)):
+            for name in sorted(
+                first.keys() | other.keys(), key=lambda name: (name.count("."), name)
+            ):
                 here, there = first.get(name), other.get(name)
                 advice = "give all ranks the same command, files and environment"
                 if repr(here) != repr(there):
-                    raise ConfigError(f"{name}={there}: of rank {number}, where rank 0 has {here}; {advice}")
+                    raise ConfigError(
+                        f"{name}={there}: of rank {number}, where rank 0 has {here}; {advice}"
+                    )
 
 
 def _told(error: Exception) -> tuple[type[Exception], str]:
@@ -117,7 +138,12 @@ def _shown(parts: list[range], what: str) -> Iterator[range]:
 
 
 def _bar(parts: list[range], what: str, total: int) -> Iterator[range]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task(what, total=total)
         for part in parts:
@@ -134,4 +160,12 @@ def _lines(parts: list[range], what: str, total: int) -> Iterator[range]:
         if now - last >= EVERY_SECONDS and done < total:
             last, speed = now, done / (now - begin)
             left = (total - done) / speed
-            log.info("%s %d/%d  %.1f images/s  ETA %d:%02d", what, done, total, speed, left // 60, left % 60)
+            log.info(
+                "%s %d/%d  %.1f images/s  ETA %d:%02d",
+                what,
+                done,
+                total,
+                speed,
+                left // 60,
+                left % 60,
+            )

@@ -45,7 +45,9 @@ READINGS = {  # by the first part of the name; the longest that fits counts
 }
 
 
-def reading(name: str, metrics: Mapping[str, float | None], context: Mapping[str, Any] | None = None) -> str:
+def reading(
+    name: str, metrics: Mapping[str, float | None], context: Mapping[str, Any] | None = None
+) -> str:
     """One phrase for ``test/fid_classifier_360``; distances are told as a multiple of their floor.
 
     context: of the number, which may say on which scale it is, or of which estimates it is the lowest.

@@ -21,7 +21,12 @@ from src.files import atomic_path
 from src.runtime.readings import reading
 from src.runtime.run import typed_overrides
 
-ONCE = ("run_dir=", "resume=", "ckpt_path=", "init_from=")  # words that a further start has its own of
+ONCE = (
+    "run_dir=",
+    "resume=",
+    "ckpt_path=",
+    "init_from=",
+)  # words that a further start has its own of
 PATH_IN_QUOTES = re.compile(r"^([\w.]+=)'([^'\\]*)'$")  # as the command line hands paths to Hydra
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
@@ -34,10 +39,17 @@ def read_history(run_dir: Path) -> History:
         text = path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]  # a killed process may have left half a line
         for row in csv.DictReader(io.StringIO(whole)):
-            values = {name: float(value) for name, value in row.items() if name not in ("step", "epoch") and value}
+            values = {
+                name: float(value)
+                for name, value in row.items()
+                if name not in ("step", "epoch") and value
+            }
             for name, value in values.items():
                 found[name][int(row["step"])] = value
-    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in found.items()}
+    return {
+        name: (sorted(values), [values[step] for step in sorted(values)])
+        for name, values in found.items()
+    }
 
 
 def draw_curves(history: History, target: Path) -> None:
@@ -52,7 +64,13 @@ def draw_curves(history: History, target: Path) -> None:
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             sparse = len(history[name][0]) < 30
-            axes.plot(*history[name], label=name, marker="o" if sparse else None, markersize=4, linewidth=1.2)
+            axes.plot(
+                *history[name],
+                label=name,
+                marker="o" if sparse else None,
+                markersize=4,
+                linewidth=1.2,
+            )
         values = [value for name in names for value in history[name][1]]
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
@@ -72,7 +90,11 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> Console:
     table.add_column("reading")
     for name in sorted(metrics, key=lambda n: (not n.startswith("test/"), n)):
         if name.startswith(("test/", "val/")):
-            table.add_row(name, "–" if math.isnan(metrics[name]) else f"{metrics[name]:.4g}", reading(name, metrics))
+            table.add_row(
+                name,
+                "–" if math.isnan(metrics[name]) else f"{metrics[name]:.4g}",
+                reading(name, metrics),
+            )
     console.print(table)
     return console
 
@@ -83,7 +105,9 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     for label, place in _places(run_dir):
         console.print(f"  {label:<15} {place}")
     place = shlex.quote(_short(run_dir))
-    console.print(f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64", markup=False)
+    console.print(
+        f"\n  sample    python -m src.sample ckpt_path={place} num_samples=64", markup=False
+    )
     console.print(f"  evaluate  python -m src.evaluate ckpt_path={place}", markup=False)
     longer = f"trainer.max_steps={2 * int(metrics['step'])}"
     console.print(f"  resume    {resume_command(run_dir, longer)}", markup=False)
@@ -97,7 +121,11 @@ def resume_command(run_dir: Path, *more: str) -> str:
 def train_command(*words: str) -> str:
     """This command line again, with other words about where it begins and ends, and these."""
     new = tuple(f"{word.partition('=')[0]}=" for word in words)
-    again = [PATH_IN_QUOTES.sub(r"\1\2", word) for word in typed_overrides() if not word.startswith((*ONCE, *new))]
+    again = [
+        PATH_IN_QUOTES.sub(r"\1\2", word)
+        for word in typed_overrides()
+        if not word.startswith((*ONCE, *new))
+    ]
     return f"python -m src.train {' '.join(map(shlex.quote, [*again, *words]))}"
 
 
@@ -111,7 +139,11 @@ def _places(run_dir: Path) -> list[tuple[str, str]]:
         "checkpoint": "checkpoints/last.ckpt",
         "config": "config.yaml",
     }
-    return [(label, f"{_short(run_dir)}/{name}") for label, name in names.items() if (run_dir / name).exists()]
+    return [
+        (label, f"{_short(run_dir)}/{name}")
+        for label, name in names.items()
+        if (run_dir / name).exists()
+    ]
 
 
 def _short(path: Path) -> str:

@@ -16,7 +16,11 @@ from src.runtime.start import Start
 
 MUST_STAY = (  # everything else may change: how long, where, what is measured, logged, drawn and kept
     *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback.ema"),
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.limit_train_batches"),
+    *(
+        "trainer.accumulate_grad_batches",
+        "trainer.gradient_clip_val",
+        "trainer.limit_train_batches",
+    ),
 )
 MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.max_steps")
 MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
@@ -36,8 +40,12 @@ def check_same_run(cfg: DictConfig, start: Start) -> None:
     found = _differences(raw, _kept(start.content["config"]), now)
     if found:
         own = start.is_within(Path(cfg.run_dir))
-        asked, origin = ("resume=auto", cfg.run_dir) if own else (f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path)
-        listed = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+        asked, origin = (
+            ("resume=auto", cfg.run_dir) if own else (f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path)
+        )
+        listed = ", ".join(found[:SHOWN]) + (
+            f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        )
         raise ConfigError(
             f"{asked}: the checkpoint was made with other settings: {listed}; "
             f"give the same, or init_from={origin} for a new run from its weights"
@@ -48,7 +56,10 @@ def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any])
     """``model.latent_dim 16 -> 32``, each by the name that is typed; of another object only that it is another."""
     found: dict[str, str] = {}
     others: tuple[str, ...] = ()
-    for path in sorted(now.keys() | then.keys(), key=lambda name: (name.count("."), not name.endswith(TARGET), name)):
+    for path in sorted(
+        now.keys() | then.keys(),
+        key=lambda name: (name.count("."), not name.endswith(TARGET), name),
+    ):
         old, new = then.get(path), now.get(path)
         if old == new or path.startswith(others):
             continue
@@ -62,7 +73,11 @@ def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any])
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that must stay: name and value."""
-    return {name: value for name, value in flat(config) if _is_in(name, MUST_STAY) and not _is_in(name, MAY_CHANGE)}
+    return {
+        name: value
+        for name, value in flat(config)
+        if _is_in(name, MUST_STAY) and not _is_in(name, MAY_CHANGE)
+    }
 
 
 def _is_in(name: str, nodes: tuple[str, ...]) -> bool:

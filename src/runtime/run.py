@@ -29,7 +29,12 @@ from src.runtime.cli import literal
 
 log = logging.getLogger(__name__)
 
-OF_RUN = ("sampler", "features", "metric", "dataset")  # what sample and evaluate may change of a run
+OF_RUN = (
+    "sampler",
+    "features",
+    "metric",
+    "dataset",
+)  # what sample and evaluate may change of a run
 COPIES = {  # where a resolved configuration holds a node a second time, because it was an interpolation
     "sampler": "model.sampler",
     "dataset.root": "dataset.load.root",
@@ -63,7 +68,9 @@ def run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Ite
 def _emptied_on_failure(directory: Path, resumed: bool) -> Iterator[None]:
     """Refuse what is in use by a run of old; delete what a new run leaves that has saved nothing."""
     if not resumed and _content(directory):
-        raise ConfigError(f"hydra.run.dir={directory}: already in use; choose another, or resume=auto to go on in it")
+        raise ConfigError(
+            f"hydra.run.dir={directory}: already in use; choose another, or resume=auto to go on in it"
+        )
     try:
         yield
     except BaseException:
@@ -81,7 +88,9 @@ def _content(directory: Path) -> list[Path]:
 def _logged_to(path: Path) -> Iterator[None]:
     """Write what is logged to a file as well, with times in UTC."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    )
     handler.formatter.converter = time.gmtime
     logging.getLogger().addHandler(handler)
     try:
@@ -114,13 +123,18 @@ def check_writable(directory: Path, name: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         why = f"nothing can be written in {place} ({error.strerror})"
-        raise StorageError(f"{name}={directory}: {why}; choose another directory, or make room in it") from error
+        raise StorageError(
+            f"{name}={directory}: {why}; choose another directory, or make room in it"
+        ) from error
 
 
 def keep_earlier(path: Path) -> None:
     """Set a file of an earlier part of the run aside: ``metrics.csv`` becomes ``metrics-1.csv``, then ``-2``."""
     if path.exists():
-        earlier = (other.stem.rpartition("-")[2] for other in path.parent.glob(f"{path.stem}-*{path.suffix}"))
+        earlier = (
+            other.stem.rpartition("-")[2]
+            for other in path.parent.glob(f"{path.stem}-*{path.suffix}")
+        )
         number = 1 + max((int(number) for number in earlier if number.isdecimal()), default=0)
         path.rename(path.with_stem(f"{path.stem}-{number}"))
 
@@ -128,7 +142,9 @@ def keep_earlier(path: Path) -> None:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, with the version that ran and the command line."""
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    return content | {"provenance": {"version": _version(), "git": _git_hash(), "overrides": typed_overrides()}}
+    return content | {
+        "provenance": {"version": _version(), "git": _git_hash(), "overrides": typed_overrides()}
+    }
 
 
 def typed_overrides() -> list[str]:
@@ -142,7 +158,9 @@ def output_directory(directory: Path, overwrite: bool) -> None:
     Raises ConfigError when it holds something and ``overwrite`` is false, StorageError when it cannot be written.
     """
     if not overwrite and directory.is_dir() and any(directory.iterdir()):
-        raise ConfigError(f"output={directory}: already holds files; choose another directory, or overwrite=true")
+        raise ConfigError(
+            f"output={directory}: already holds files; choose another directory, or overwrite=true"
+        )
     check_writable(directory, "output")
     _make(directory, "output")
 
@@ -159,8 +177,13 @@ def run_config(config: dict[str, Any], overrides: list[str]) -> DictConfig:
             raise ConfigError(f"{word}: of the run's data set only dataset.root can be changed")
         if "." not in key:
             _replace_group(cfg, key, str(value))
-        elif OmegaConf.select(cfg, key.rpartition(".")[0]) is None or key.split(".")[1] not in cfg[key.split(".")[0]]:
-            settings = ", ".join(k for k in cfg.get(key.split(".")[0]) or {} if not k.startswith("_"))
+        elif (
+            OmegaConf.select(cfg, key.rpartition(".")[0]) is None
+            or key.split(".")[1] not in cfg[key.split(".")[0]]
+        ):
+            settings = ", ".join(
+                k for k in cfg.get(key.split(".")[0]) or {} if not k.startswith("_")
+            )
             raise ConfigError(
                 f"{word}: there is no setting {key!r}; there are {settings or 'none (the run has no such node)'}"
             )
@@ -183,11 +206,15 @@ def _parse(word: str) -> tuple[str, str, Any]:
 
 def _replace_group(cfg: DictConfig, group: str, option: str) -> None:
     if group not in cfg:
-        raise ConfigError(f"{group}={option}: the run's model ({cfg.model._target_}) has no {group}")
+        raise ConfigError(
+            f"{group}={option}: the run's model ({cfg.model._target_}) has no {group}"
+        )
     try:
         node = compose(overrides=[f"+{group}={option}"])[group]
     except MissingConfigException as error:
-        raise ConfigError(f"{group}={option}: no such option; there are {', '.join(error.options or [])}") from error
+        raise ConfigError(
+            f"{group}={option}: no such option; there are {', '.join(error.options or [])}"
+        ) from error
     with open_dict(cfg):
         cfg[group] = OmegaConf.to_container(node, resolve=False)
         try:
@@ -212,7 +239,11 @@ def _git_hash() -> str | None:
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, env=environment
         )
         changed = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True, env=environment
+            [*git, "status", "--porcelain"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

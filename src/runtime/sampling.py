@@ -72,11 +72,24 @@ class Sampler:
     """
 
     def __init__(
-        self, seed: int, batch_size: int, shards: Shards | None = None, autocast: Autocast = nullcontext, what: str = ""
+        self,
+        seed: int,
+        batch_size: int,
+        shards: Shards | None = None,
+        autocast: Autocast = nullcontext,
+        what: str = "",
     ) -> None:
-        self.seed, self.batch_size, self.shards, self.autocast, self.what = seed, batch_size, shards, autocast, what
+        self.seed, self.batch_size, self.shards, self.autocast, self.what = (
+            seed,
+            batch_size,
+            shards,
+            autocast,
+            what,
+        )
         self.seconds, self.drawn = 0.0, 0
-        self.not_finite: set[int] = set()  # samples in which the model gave NaN or infinity: rounding hides it
+        self.not_finite: set[int] = (
+            set()
+        )  # samples in which the model gave NaN or infinity: rounding hides it
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -97,7 +110,12 @@ class Sampler:
                 reused += len(block)
             yield block.start, images
         if reused:
-            log.info("%d of %d samples were drawn before and read from %s", reused, num - begin, self.shards.directory)
+            log.info(
+                "%d of %d samples were drawn before and read from %s",
+                reused,
+                num - begin,
+                self.shards.directory,
+            )
 
     def _draw(self, model: CanSample, block: range) -> Tensor:
         begin = time.perf_counter()
@@ -106,14 +124,22 @@ class Sampler:
             images = model.sample(len(block), generator=own)
         finite = images.isfinite().flatten(1).all(1).tolist()
         self.not_finite |= {index for index, fine in zip(block, finite, strict=True) if not fine}
-        self.seconds, self.drawn = self.seconds + time.perf_counter() - begin, self.drawn + len(block)
+        self.seconds, self.drawn = (
+            self.seconds + time.perf_counter() - begin,
+            self.drawn + len(block),
+        )
         return to_uint8(images).cpu()
 
 
 def check_sampling(cfg: DictConfig) -> None:
     """Raise ConfigError when number, batch, seed or machine of ``src.sample`` cannot work."""
     for name in ("num_samples", "batch_size", "grid_images"):
-        require(isinstance(cfg[name], int) and cfg[name] >= 1, name, cfg[name], "must be an integer >= 1")
+        require(
+            isinstance(cfg[name], int) and cfg[name] >= 1,
+            name,
+            cfg[name],
+            "must be an integer >= 1",
+        )
     check_seed(cfg.seed)
     check_machine(cfg.trainer)
 
@@ -121,7 +147,10 @@ def check_sampling(cfg: DictConfig) -> None:
 def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictConfig) -> Shards:
     """Shards in ``directory`` for the samples of ``model`` (its configuration) under the settings of ``cfg``."""
     settings = OmegaConf.to_container(model), cfg.seed, cfg.batch_size, cfg.trainer.precision
-    return Shards(directory / f".shards-{content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))}")
+    return Shards(
+        directory
+        / f".shards-{content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))}"
+    )
 
 
 def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
@@ -131,13 +160,18 @@ def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
     fabric = Fabric(**{name: cfg.trainer[name] for name in settings}, strategy=_strategy(cfg))
     fabric.launch()
     fabric.to_device(model)
-    shards = Shards(fabric.broadcast(shards.directory))  # a new output has another name in every process
+    shards = Shards(
+        fabric.broadcast(shards.directory)
+    )  # a new output has another name in every process
     sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, "sampling")
     with failing_together():
         own = dict(sampler.blocks(model, cfg.num_samples))
     parts = gather(own)
     if sampler.not_finite:
-        log.warning("%d of the samples hold NaN or infinite values: the model has diverged", len(sampler.not_finite))
+        log.warning(
+            "%d of the samples hold NaN or infinite values: the model has diverged",
+            len(sampler.not_finite),
+        )
     return torch.cat(parts) if fabric.is_global_zero else None
 
 
@@ -156,7 +190,8 @@ def write_samples(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:
     pictures = {"grid.png": grid(images[: cfg.grid_images])}
     if cfg.images:
         pictures |= {
-            f"images/{i:06d}.png": image.permute(1, 2, 0).squeeze(-1).numpy() for i, image in enumerate(images)
+            f"images/{i:06d}.png": image.permute(1, 2, 0).squeeze(-1).numpy()
+            for i, image in enumerate(images)
         }
     for name, picture in pictures.items():
         with atomic_path(output / name) as temporary:

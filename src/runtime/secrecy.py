@@ -13,7 +13,8 @@ from src.errors import ConfigError
 
 VARIABLE = re.compile("KEY|TOKEN|SECRET|PASS", re.IGNORECASE)
 SETTING = re.compile(
-    r"(^|_)((api|access|secret|private)?key|token|secret|pass(word|wd|phrase)?|credentials?)$", re.IGNORECASE
+    r"(^|_)((api|access|secret|private)?key|token|secret|pass(word|wd|phrase)?|credentials?)$",
+    re.IGNORECASE,
 )
 SHORTEST = 8  # characters; values like "true" say nothing
 
@@ -22,15 +23,25 @@ def refuse_secrets(words: list[str]) -> None:
     """Raise ConfigError where an override sets a secret: by its name, or with the value of a secret variable."""
     for word in words:
         key, _, value = word.partition("=")
-        inner = re.findall(r"(\w+)['\"]?\s*:", value) if "{" in value else []  # the names in {name: value}
+        inner = (
+            re.findall(r"(\w+)['\"]?\s*:", value) if "{" in value else []
+        )  # the names in {name: value}
         for name in (*re.split(r"[.@/]", key.lstrip("+~")), *inner):
             if SETTING.search(name):
-                advice = "set it in the environment, where W&B and others look for it (WANDB_API_KEY)"
-                raise ConfigError(f"{key}=...: {name!r} looks like a secret, and overrides are recorded; {advice}")
+                advice = (
+                    "set it in the environment, where W&B and others look for it (WANDB_API_KEY)"
+                )
+                raise ConfigError(
+                    f"{key}=...: {name!r} looks like a secret, and overrides are recorded; {advice}"
+                )
         for variable, secret in os.environ.items():
-            known = VARIABLE.search(variable) and len(secret) >= SHORTEST and not os.path.isabs(secret)
+            known = (
+                VARIABLE.search(variable) and len(secret) >= SHORTEST and not os.path.isabs(secret)
+            )
             if known and secret in word:
-                raise ConfigError(f"{key.replace(secret, '...')}=...: holds the value of ${variable}; leave it out")
+                raise ConfigError(
+                    f"{key.replace(secret, '...')}=...: holds the value of ${variable}; leave it out"
+                )
 
 
 def _environment(variable: str, *default: str | None) -> str | None:

@@ -19,7 +19,15 @@ from src.runtime.explain import nearest
 
 AN_OBJECT = "an object: a node of settings with a _target_"
 PLAIN = {  # what a value of a configuration can be, by the type that a constructor declares
-    **{int: int, float: (int, float), bool: bool, str: str, NoneType: NoneType, Path: str, os.PathLike: str},
+    **{
+        int: int,
+        float: (int, float),
+        bool: bool,
+        str: str,
+        NoneType: NoneType,
+        Path: str,
+        os.PathLike: str,
+    },
 }
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 LARGEST = {float: 3.4e38, int: 2**63 - 1, bool: 1}  # what tensors can hold
@@ -40,7 +48,12 @@ def check_settings(cfg: DictConfig, **built_by_hand: type) -> None:
             name = f"{path}{key}"
             if isinstance(value, int | float):
                 most = LARGEST[type(value)]
-                require(abs(value) <= most, name, value, f"must be a finite number, at most {most:.2g} in size")
+                require(
+                    abs(value) <= most,
+                    name,
+                    value,
+                    f"must be a finite number, at most {most:.2g} in size",
+                )
             sensible = path[:-1] not in OF_OBJECTS or value is None or isinstance(value, Mapping)
             require(sensible, name, value, f"must be {AN_OBJECT}, or null")
         target = built_by_hand.get(path[:-1]) or node.get("_target_")
@@ -118,7 +131,11 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401
         return any(_fits(value, one) for one in inner)
     if kind is Literal:
         return any(type(value) is type(one) for one in inner)
-    if kind is Any or isinstance(kind, TypeVar) or (isinstance(value, str) and ("${" in value or value == "???")):
+    if (
+        kind is Any
+        or isinstance(kind, TypeVar)
+        or (isinstance(value, str) and ("${" in value or value == "???"))
+    ):
         return True  # the last two are resolved, or found missing, later
     if isinstance(value, list):
         return kind in LISTS and all(_fits(one, inner[0]) for one in value if inner)
@@ -133,7 +150,11 @@ def _words(hint: Any) -> list[str]:  # noqa: ANN401
     if kind in (Union, UnionType):
         words = list(dict.fromkeys(word for one in inner for word in _words(one)))
         implied = {AN_OBJECT} if set(words) - {AN_OBJECT, "null"} else set()
-        return [word for word in words if word not in implied | ({"an integer"} if "a number" in words else set())]
+        return [
+            word
+            for word in words
+            if word not in implied | ({"an integer"} if "a number" in words else set())
+        ]
     if kind is Literal:
         return list(map(str, inner))
     if kind in LISTS:

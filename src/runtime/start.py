@@ -55,7 +55,10 @@ class Start(NamedTuple):
     def warn_if_done(self, max_steps: int) -> None:
         """Say so where the state is already at the last step."""
         if self.path is not None and 0 < max_steps <= self.content["global_step"]:
-            log.warning("nothing left to train: the checkpoint is at trainer.max_steps=%d or beyond", max_steps)
+            log.warning(
+                "nothing left to train: the checkpoint is at trainer.max_steps=%d or beyond",
+                max_steps,
+            )
 
 
 def starting_point(cfg: DictConfig) -> Start:

@@ -24,7 +24,11 @@ from src.errors import ConfigError, require
 from src.runtime.build import build
 from src.runtime.data import limited
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # schedules and noise are float32: weights must be too
+PRECISIONS = (
+    "32-true",
+    "bf16-mixed",
+    "16-mixed",
+)  # schedules and noise are float32: weights must be too
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp", "DDPStrategy")
 LENGTHS = ("max_steps", "max_epochs")
@@ -45,7 +49,9 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
     if trainer.max_steps is None and trainer.max_epochs is None:
         _require_length("dataset.max_steps", cfg.dataset.max_steps)
         trainer.max_steps = cfg.dataset.max_steps
-    batches = limited(steps_per_epoch * trainer.accumulate_grad_batches, trainer.limit_train_batches)
+    batches = limited(
+        steps_per_epoch * trainer.accumulate_grad_batches, trainer.limit_train_batches
+    )
     steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     known_lengths = ((trainer.max_steps or -1), (trainer.max_epochs or -1) * steps_per_epoch)
     total = min((length for length in known_lengths if length > 0), default=float("inf"))
@@ -54,7 +60,9 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int) -> float:
     if trainer.val_check_interval is None and trainer.check_val_every_n_epoch is None:
         steps = 1000 if total == float("inf") else max(1, total // VALIDATIONS)
         trainer.val_check_interval = steps * trainer.accumulate_grad_batches
-    elif not isinstance(trainer.val_check_interval, int):  # which counts batches over the whole run, not in an epoch
+    elif not isinstance(
+        trainer.val_check_interval, int
+    ):  # which counts batches over the whole run, not in an epoch
         trainer.val_check_interval = trainer.val_check_interval or 1.0
         trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch or 1
     return total
@@ -66,12 +74,19 @@ def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN40
     prepare_process()
     unlimited = {key: -1 for key in LENGTHS if cfg.trainer[key] is None}
     saves = any(isinstance(callback, Checkpoint) for callback in objects.get("callbacks", ()))
-    return build(cfg, "trainer", enable_checkpointing=saves, **unlimited, **objects)  # no checkpoints but ours
+    return build(
+        cfg, "trainer", enable_checkpointing=saves, **unlimited, **objects
+    )  # no checkpoints but ours
 
 
 def check_seed(seed: object) -> None:
     """Raise ConfigError unless torch and NumPy take the seed."""
-    require(isinstance(seed, int) and 0 <= seed < 2**32, "seed", seed, "must be an integer from 0 to 4294967295")
+    require(
+        isinstance(seed, int) and 0 <= seed < 2**32,
+        "seed",
+        seed,
+        "must be an integer from 0 to 4294967295",
+    )
 
 
 def check_trainer(node: DictConfig) -> None:
@@ -86,54 +101,105 @@ def check_trainer(node: DictConfig) -> None:
         require(whole or count is None, f"trainer.{key}", count, "must be an integer >= 1")
     epochs, interval = node.check_val_every_n_epoch, node.val_check_interval
     allowed = f"must be null where trainer.val_check_interval={interval} counts batches over the whole run"
-    require(epochs is None or not isinstance(interval, int), "trainer.check_val_every_n_epoch", epochs, allowed)
+    require(
+        epochs is None or not isinstance(interval, int),
+        "trainer.check_val_every_n_epoch",
+        epochs,
+        allowed,
+    )
     for key in LIMITS:
         limit = node[key]
         sensible = (
-            limit is None or (isinstance(limit, int) and limit >= 1) or (isinstance(limit, float) and 0 < limit <= 1)
+            limit is None
+            or (isinstance(limit, int) and limit >= 1)
+            or (isinstance(limit, float) and 0 < limit <= 1)
         )
-        require(sensible, f"trainer.{key}", limit, "must be batches (>= 1) or a share of an epoch (0 ... 1]")
+        require(
+            sensible,
+            f"trainer.{key}",
+            limit,
+            "must be batches (>= 1) or a share of an epoch (0 ... 1]",
+        )
     clip, time = node.gradient_clip_val, node.max_time
     sensible = clip is None or (isinstance(clip, int | float) and 0 <= clip < float("inf"))
     require(sensible, "trainer.gradient_clip_val", clip, "must be >= 0 (0 or null: no clipping)")
     sensible = time is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time))
     require(sensible, "trainer.max_time", time, "must be DD:HH:MM:SS, or null")
     exact = node.deterministic
-    require(exact in (None, True, False, "warn"), "trainer.deterministic", exact, "must be true, false or warn")
+    require(
+        exact in (None, True, False, "warn"),
+        "trainer.deterministic",
+        exact,
+        "must be true, false or warn",
+    )
     checks = node.num_sanity_val_steps
     require(
-        isinstance(checks, int) and checks >= -1, "trainer.num_sanity_val_steps", checks, "must be an integer >= -1"
+        isinstance(checks, int) and checks >= -1,
+        "trainer.num_sanity_val_steps",
+        checks,
+        "must be an integer >= -1",
     )
 
 
 def check_machine(node: DictConfig) -> None:
     """Raise ConfigError when precision, accelerator or devices are unknown, or not those of this machine and job."""
     for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
-        require(node[key] in allowed, f"trainer.{key}", node[key], f"must be one of {', '.join(allowed)}")
+        require(
+            node[key] in allowed,
+            f"trainer.{key}",
+            node[key],
+            f"must be one of {', '.join(allowed)}",
+        )
     gpus = CUDAAccelerator.auto_device_count() or int(MPSAccelerator.is_available())
     if node.accelerator not in ("auto", "cpu") and not gpus:
         asked = f"trainer.accelerator={node.accelerator}"
-        raise ConfigError(f"{asked}: this machine has no GPU; use trainer=cpu, or trainer=default for what there is")
+        raise ConfigError(
+            f"{asked}: this machine has no GPU; use trainer=cpu, or trainer=default for what there is"
+        )
     if node.accelerator == "cpu":
         gpus = 0
     advice = "needs a GPU, and this run is on the CPU; use trainer.precision=bf16-mixed or 32-true"
     require(bool(gpus) or node.precision != "16-mixed", "trainer.precision", node.precision, advice)
     nodes, devices = node.num_nodes, node.devices
-    require(isinstance(nodes, int) and nodes >= 1, "trainer.num_nodes", nodes, "must be an integer >= 1")
-    most = gpus or max(2, os.cpu_count() or 1)  # two processes on one core still show whether it works
-    if isinstance(devices, int) or not gpus:  # of GPUs Lightning also takes lists, as in [0,2] or "0,2"
+    require(
+        isinstance(nodes, int) and nodes >= 1, "trainer.num_nodes", nodes, "must be an integer >= 1"
+    )
+    most = gpus or max(
+        2, os.cpu_count() or 1
+    )  # two processes on one core still show whether it works
+    if (
+        isinstance(devices, int) or not gpus
+    ):  # of GPUs Lightning also takes lists, as in [0,2] or "0,2"
         sensible = devices == "auto" or (isinstance(devices, int) and 1 <= devices <= most)
         there = f"{gpus} GPUs" if gpus else f"{os.cpu_count()} CPU cores"
-        require(sensible, "trainer.devices", devices, f"must be auto or from 1 to {most}: this machine has {there}")
+        require(
+            sensible,
+            "trainer.devices",
+            devices,
+            f"must be auto or from 1 to {most}: this machine has {there}",
+        )
     if devices == "auto":
         devices = gpus or 1
-    _check_ranks(devices if isinstance(devices, int) else len(CUDAAccelerator.parse_devices(devices)), nodes)
-    strategy = node.strategy if isinstance(node.strategy, str) else OmegaConf.select(node, "strategy._target_")
-    allowed = f"must be one of {', '.join(STRATEGIES)}: every rank holds all weights, see docs/scaling.md"
+    _check_ranks(
+        devices if isinstance(devices, int) else len(CUDAAccelerator.parse_devices(devices)), nodes
+    )
+    strategy = (
+        node.strategy
+        if isinstance(node.strategy, str)
+        else OmegaConf.select(node, "strategy._target_")
+    )
+    allowed = (
+        f"must be one of {', '.join(STRATEGIES)}: every rank holds all weights, see docs/scaling.md"
+    )
     require(str(strategy).rpartition(".")[2] in STRATEGIES, "trainer.strategy", strategy, allowed)
     patience = OmegaConf.select(node, "strategy.timeout.seconds", default=1)
     sensible = isinstance(patience, int | float) and 0 < patience <= 1e6
-    require(sensible, "trainer.strategy.timeout.seconds", patience, "must be a number of seconds from > 0 to 1e6")
+    require(
+        sensible,
+        "trainer.strategy.timeout.seconds",
+        patience,
+        "must be a number of seconds from > 0 to 1e6",
+    )
 
 
 def _check_ranks(devices: int, nodes: int) -> None:
@@ -157,7 +223,9 @@ def _check_ranks(devices: int, nodes: int) -> None:
     advice = "this process was started alone; use torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
     require(not alone, "trainer.num_nodes", nodes, advice)
     within = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    advice = "jobs of --multirun with several devices must be processes of their own; use launcher=local"
+    advice = (
+        "jobs of --multirun with several devices must be processes of their own; use launcher=local"
+    )
     require(not within or world == 1, "trainer.devices", devices, advice)
 
 

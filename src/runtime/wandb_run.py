@@ -71,7 +71,9 @@ class WandbRun(WandbLogger):
         self._row = {**self._row, **metrics}
 
     @rank_zero_only
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+    def log_image(
+        self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
+    ) -> None:  # noqa: ANN401
         """Put pictures of the state after ``step`` optimiser steps into the row of the last of these."""
         super().log_image(key, images, step=None if step is None else max(0, step - 1), **kwargs)
 
@@ -98,7 +100,11 @@ class WandbRun(WandbLogger):
         try:
             say(self.experiment)
         except Exception as error:  # whatever is wrong with W&B is no reason not to train
-            log.warning("W&B has failed (%s): no longer logging to it; %s", first_line(error), _advice(self.experiment))
+            log.warning(
+                "W&B has failed (%s): no longer logging to it; %s",
+                first_line(error),
+                _advice(self.experiment),
+            )
             self._experiment = _no_run()
 
     def _send(self, whole: bool) -> None:
@@ -137,10 +143,14 @@ def _run_id(save_dir: Path, asked: str | None) -> str:
 def _begin(settings: dict[str, Any]) -> Run:
     """Start the run, offline where there is no server, and as a mere dummy where W&B does not work at all."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own telemetry waits 20 s for a dead server at exit
+    os.environ.setdefault(
+        "WANDB_ERROR_REPORTING", "false"
+    )  # its own telemetry waits 20 s for a dead server at exit
     import wandb
 
-    waiting = wandb.Settings(init_timeout=TIMEOUT, finish_timeout=TIMEOUT, finish_timeout_raises=True)
+    waiting = wandb.Settings(
+        init_timeout=TIMEOUT, finish_timeout=TIMEOUT, finish_timeout_raises=True
+    )
     problem = ""
     for mode in dict.fromkeys((_mode(), "offline")):
         try:
@@ -152,7 +162,9 @@ def _begin(settings: dict[str, Any]) -> Run:
             _forget()
             continue
         if problem:
-            log.warning("W&B cannot be reached or used (%s): logging offline; %s", problem, _advice(run))
+            log.warning(
+                "W&B cannot be reached or used (%s): logging offline; %s", problem, _advice(run)
+            )
         return run
     log.warning("W&B cannot be used (%s): this run is not logged to it", problem)
     return _no_run()
@@ -178,7 +190,9 @@ def _mode() -> str:
 
 def _advice(run: Run) -> str:
     online = "" if run.offline else "--include-online "
-    return f"upload what it holds with `wandb sync {online}{shlex.quote(str(Path(run.dir).parent))}`"
+    return (
+        f"upload what it holds with `wandb sync {online}{shlex.quote(str(Path(run.dir).parent))}`"
+    )
 
 
 def _no_run() -> Run:

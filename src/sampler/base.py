@@ -18,7 +18,9 @@ from src.schedule.base import NoiseSchedule
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> estimate of x_0
 
 
-def steps(schedule: NoiseSchedule, num_steps: int, timesteps: Sequence[int] | None) -> Iterator[tuple[int, int]]:
+def steps(
+    schedule: NoiseSchedule, num_steps: int, timesteps: Sequence[int] | None
+) -> Iterator[tuple[int, int]]:
     """Pairs (t, s) with t > s that a sampler goes through: ``timesteps`` if given, else the schedule's own grid.
 
     Raises ConfigError unless T >= t_0 > t_1 > ... >= 0 with at least two times.
@@ -26,7 +28,12 @@ def steps(schedule: NoiseSchedule, num_steps: int, timesteps: Sequence[int] | No
     times = schedule.timesteps(num_steps) if timesteps is None else list(timesteps)
     falling = len(times) > 1 and all(t > s for t, s in pairwise(times))
     inside = falling and times[0] <= schedule.num_timesteps and times[-1] >= 0
-    require(inside, "timesteps", times, f"must fall strictly from at most {schedule.num_timesteps} to at least 0")
+    require(
+        inside,
+        "timesteps",
+        times,
+        f"must fall strictly from at most {schedule.num_timesteps} to at least 0",
+    )
     return pairwise(times)
 
 

@@ -35,6 +35,10 @@ def ddpm(
         x0 = denoise(x, full_time(x, t))
         x, posterior_variance = schedule.posterior(x0, x, torch.tensor([t]), torch.tensor([s]))
         if s > 0:
-            spread = schedule.step_variance(t, s) ** 0.5 if variance == "large" else posterior_variance.sqrt()
+            spread = (
+                schedule.step_variance(t, s) ** 0.5
+                if variance == "large"
+                else posterior_variance.sqrt()
+            )
             x = x + spread * randn(x.shape, generator, x.device, x.dtype)
     return x

@@ -44,7 +44,9 @@ def _angle(schedule: NoiseSchedule, t: int) -> float:
     return math.atan2(sigma, signal)
 
 
-def _velocity(denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, t: int) -> tuple[Tensor, Tensor]:
+def _velocity(
+    denoise: Denoiser, schedule: NoiseSchedule, x: Tensor, t: int
+) -> tuple[Tensor, Tensor]:
     signal, sigma = scales(schedule, t)
     x0 = denoise(x, full_time(x, t))
     return signal * (x - signal * x0) / sigma - sigma * x0, x0

@@ -34,7 +34,9 @@ class NoiseSchedule(nn.Module):
         inside = torch.isfinite(betas) & (betas > 0) & (betas < 1)
         if not inside.all():
             worst = int((~inside).nonzero()[0])
-            raise ConfigError(f"schedule {name}: beta_{worst + 1}={betas[worst]:g} is not inside (0, 1)")
+            raise ConfigError(
+                f"schedule {name}: beta_{worst + 1}={betas[worst]:g} is not inside (0, 1)"
+            )
         self.num_timesteps = len(betas)
         self.betas = torch.cat([betas.new_zeros(1), betas])
         self.log_alpha_bar = torch.log1p(-self.betas).cumsum(0)
@@ -42,8 +44,14 @@ class NoiseSchedule(nn.Module):
         self.sigma_squared = 0 - torch.expm1(self.log_alpha_bar)
         self._scales: dict[torch.device, Tensor] = {}
         if not ((self.alpha_bar.diff() < 0).all() and self.alpha_bar[-1] > 0):
-            advice = "lower beta_start, beta_end or max_beta" if self.alpha_bar[-1] <= 0 else "take larger betas"
-            raise ConfigError(f"schedule {name}: alpha_bar does not strictly decrease to a positive value; {advice}")
+            advice = (
+                "lower beta_start, beta_end or max_beta"
+                if self.alpha_bar[-1] <= 0
+                else "take larger betas"
+            )
+            raise ConfigError(
+                f"schedule {name}: alpha_bar does not strictly decrease to a positive value; {advice}"
+            )
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """signal_t and sigma_t for t (B,) long, each (B, 1, 1, 1) float32 on t's device."""
@@ -58,7 +66,9 @@ class NoiseSchedule(nn.Module):
         signal, sigma = self.scales(t)
         return signal * x0 + sigma * eps
 
-    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def posterior(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, s: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and variance of q(x_s | x_t, x_0) (DDPM eq. 6-7); s = t - 1 unless given.
 
         x0, x_t: (B, C, H, W); t, s: (B,) or (1,) long, s < t. The mean has the images' shape, the variance is
@@ -96,13 +106,25 @@ class NoiseSchedule(nn.Module):
 def check_num_timesteps(num_timesteps: int) -> None:
     """Raise ConfigError unless T is an integer from 1 to 100,000."""
     sensible = isinstance(num_timesteps, int) and 1 <= num_timesteps <= MAX_TIMESTEPS
-    require(sensible, "num_timesteps", num_timesteps, f"must be an integer from 1 to {MAX_TIMESTEPS}")
+    require(
+        sensible, "num_timesteps", num_timesteps, f"must be an integer from 1 to {MAX_TIMESTEPS}"
+    )
 
 
 def check_betas(beta_start: float, beta_end: float) -> None:
     """Raise ConfigError unless 0 < beta_start < beta_end < 1, with a start that does not vanish beside 1."""
-    require(MIN_BETA <= beta_start < 1, "beta_start", beta_start, f"must be inside (0, 1), at least {MIN_BETA}")
-    require(beta_start < beta_end < 1, "beta_end", beta_end, f"must be between beta_start={beta_start} and 1")
+    require(
+        MIN_BETA <= beta_start < 1,
+        "beta_start",
+        beta_start,
+        f"must be inside (0, 1), at least {MIN_BETA}",
+    )
+    require(
+        beta_start < beta_end < 1,
+        "beta_end",
+        beta_end,
+        f"must be between beta_start={beta_start} and 1",
+    )
 
 
 def scaled_to(num_timesteps: int, betas: Tensor, max_beta: float = 0.999) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from src.schedule.base import NoiseSchedule, check_betas, check_num_timesteps, scaled_to
 
 
-def quadratic(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+def quadratic(
+    num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> NoiseSchedule:
     """Square roots of beta evenly spaced (DDIM, Song et al. 2021; "scaled linear" in LDM), scaled by 1000 / T."""
     check_num_timesteps(num_timesteps)
     check_betas(beta_start, beta_end)

@@ -21,7 +21,10 @@ ENOUGH = 4  # complete trials; importances of fewer are noise
 def draw_study(trials: Trials, names: list[str], target: Path) -> None:
     """Write one PNG of a study with complete trials. names: of the objectives."""
     importances = len(trials.complete()) >= ENOUGH
-    rows = [[(_history, index), *([(_importance, index)] if importances else [])] for index in range(len(names))]
+    rows = [
+        [(_history, index), *([(_importance, index)] if importances else [])]
+        for index in range(len(names))
+    ]
     if len(names) > 1:
         rows = [[*row, (_front, 0)] for row in rows]  # one panel as high as all
     figure = Figure(figsize=(5.2 * len(rows[0]), 3.8 * len(rows)), dpi=110, layout="constrained")
@@ -48,7 +51,14 @@ def _history(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
         if others:
             at = axes.get_xaxis_transform()
             label = {"PRUNED": "pruned", "FAIL": "failed"}[state.name]
-            axes.plot([t.number for t in others], [0.02] * len(others), mark, color="grey", transform=at, label=label)
+            axes.plot(
+                [t.number for t in others],
+                [0.02] * len(others),
+                mark,
+                color="grey",
+                transform=at,
+                label=label,
+            )
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -59,10 +69,18 @@ def _history(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
 def _importance(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
     """Share of the variance of an objective that each setting explains (fANOVA), where it varies."""
     if len({trial.values[index] for trial in trials.complete()}) < 2:
-        axes.text(0.5, 0.5, f"{names[index]} is the same everywhere", ha="center", transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            f"{names[index]} is the same everywhere",
+            ha="center",
+            transform=axes.transAxes,
+        )
         return
     shares = get_param_importances(
-        trials.study, evaluator=FanovaImportanceEvaluator(seed=0), target=lambda trial: trial.values[index]
+        trials.study,
+        evaluator=FanovaImportanceEvaluator(seed=0),
+        target=lambda trial: trial.values[index],
     )
     shares = dict(sorted(shares.items(), key=lambda item: item[1]))
     axes.barh(list(shares), list(shares.values()))

@@ -53,7 +53,9 @@ def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
         else:
             fixed.append(override.input_line)
     if not space:
-        advice = "write it in sweep.space, or type it, as in 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+        advice = (
+            "write it in sweep.space, or type it, as in 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+        )
         raise ConfigError(f"sweep.study={config.sweep.study}: the search space is empty; {advice}")
     return space, fixed
 
@@ -73,12 +75,16 @@ def _check_key(config: DictConfig, override: Override) -> None:
     key = override.key_or_group
     if not override.is_add() and key not in known:
         advice = nearest(key, known) or "; --cfg job shows them all"
-        raise ConfigError(f"{override.input_line}: the search space names a setting that does not exist{advice}")
+        raise ConfigError(
+            f"{override.input_line}: the search space names a setting that does not exist{advice}"
+        )
     options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
     for word in override.sweep_string_iterator() if options and override.is_choice_sweep() else ():
         if word not in (*options, "null"):
             there = f"{nearest(word, options)}; there are {', '.join(options)}"
-            raise ConfigError(f"{override.input_line}: the search space names {key}={word}, which is no option{there}")
+            raise ConfigError(
+                f"{override.input_line}: the search space names {key}={word}, which is no option{there}"
+            )
 
 
 def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -101,7 +107,9 @@ def _distribution(override: Override) -> BaseDistribution:
         if not override.is_range_sweep() or sweep.shuffle or sweep.step <= 0:
             return CategoricalDistribution(words)
         if isinstance(sweep.start, int) and isinstance(sweep.step, int):
-            return IntDistribution(int(words[0]), int(words[-1]), step=sweep.step, log="log" in sweep.tags)
+            return IntDistribution(
+                int(words[0]), int(words[-1]), step=sweep.step, log="log" in sweep.tags
+            )
         return FloatDistribution(sweep.start, float(words[-1]), step=sweep.step)
     except (ValueError, IndexError) as error:
         raise ConfigError(f"{override.input_line}: {first_line(error)}; must be {FORMS}") from error
@@ -116,7 +124,9 @@ def _values(key: str, distribution: BaseDistribution) -> list[CategoricalChoiceT
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if distribution.step is None or distribution.log:
-        raise ConfigError(f"{key}=interval(...): a grid needs values; use choice(...) or range(...)")
+        raise ConfigError(
+            f"{key}=interval(...): a grid needs values; use choice(...) or range(...)"
+        )
     count = round((distribution.high - distribution.low) / distribution.step) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
 

@@ -41,7 +41,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """
     if url is not None and re.search(r"://[^/@]*:[^/]*@", url):
         advice = "settings are recorded; leave it to ~/.pgpass or the like"
-        raise ConfigError(f"sweep.storage={url.partition('://')[0]}://...: holds a password, and {advice}")
+        raise ConfigError(
+            f"sweep.storage={url.partition('://')[0]}://...: holds a password, and {advice}"
+        )
     try:
         if url is not None:
             return get_storage(url)
@@ -51,8 +53,12 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             pass
         return JournalStorage(JournalFileBackend(str(path), lock))
     except OSError as error:
-        raise StorageError(f"hydra.sweep.dir={folder}: the study cannot be kept here ({error.strerror})") from error
+        raise StorageError(
+            f"hydra.sweep.dir={folder}: the study cannot be kept here ({error.strerror})"
+        ) from error
     except Exception as error:  # whatever SQLAlchemy and a driver of a database raise
         where = f"sweep.storage={url}" if url else f"{folder / JOURNAL}"
         kind = ConfigError if url else StorageError
-        raise kind(f"{where}: {first_line(error)}; null is a journal file in the sweep directory") from error
+        raise kind(
+            f"{where}: {first_line(error)}; null is a journal file in the sweep directory"
+        ) from error

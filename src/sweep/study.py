@@ -96,7 +96,9 @@ class Trials:
                 taken[-1].set_user_attr(OWNER, str(self.driver))
             return sorted(taken, key=lambda trial: trial.number)
 
-    def finish(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
+    def finish(
+        self, trial: Trial, state: TrialState, values: Sequence[float] | None = None
+    ) -> None:
         """Store how a trial ended."""
         self.study.tell(trial, values, state)
 
@@ -118,7 +120,9 @@ class Trials:
             self.study.set_user_attr("place", there)
         elif not mark.exists() or mark.read_text() != there:
             why = f"is kept with another sweep directory than hydra.sweep.dir={self.folder}"
-            raise ConfigError(f"sweep.study={self.study.study_name}: {why}; all drivers must share one")
+            raise ConfigError(
+                f"sweep.study={self.study.study_name}: {why}; all drivers must share one"
+            )
 
     def _check_same(self, objectives: Mapping[str, str], settings: Mapping[str, str]) -> None:
         """Record what the study is about, or hold it against what was recorded."""
@@ -158,4 +162,6 @@ def _shown(value: object) -> str:
     """A distribution as one would write it, a direction as it is."""
     if not isinstance(value, dict):
         return "nothing" if value is None else str(value)
-    return ", ".join(f"{key}={of}" for key, of in value["attributes"].items() if of not in (None, False))
+    return ", ".join(
+        f"{key}={of}" for key, of in value["attributes"].items() if of not in (None, False)
+    )

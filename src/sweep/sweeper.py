@@ -45,7 +45,9 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
     _check(config, objectives)
     _sampler(config, space, 0)  # what it refuses is refused before there is a study
     folder = Path(config.hydra.sweep.dir).expanduser().resolve()
-    trials = Trials(config.sweep.study, config.sweep.storage, objectives, space, _fixed(words), folder)
+    trials = Trials(
+        config.sweep.study, config.sweep.storage, objectives, space, _fixed(words), folder
+    )
     with trials.driving():
         jobs = _run(config, trials, launcher, words, list(objectives))
     _show(trials, list(objectives))
@@ -54,9 +56,7 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
             raise job.error(jobs)
     failed = trials.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
     if failed:
-        what = (
-            f"{len(failed)} trials of the study have failed, trial {failed[0].number} first; see {folder / 'jobs.csv'}"
-        )
+        what = f"{len(failed)} trials of the study have failed, trial {failed[0].number} first; see {folder / 'jobs.csv'}"
         raise JobFailed(f"sweep.study={config.sweep.study}: {what}", None)
 
 
@@ -66,7 +66,9 @@ def _fixed(words: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in (word.partition("=") for word in ours)}
 
 
-def _run(config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[str], names: list[str]) -> list[Job]:
+def _run(
+    config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[str], names: list[str]
+) -> list[Job]:
     """Keep as many jobs running as may at a time; as one ends the study learns from it and gives the next."""
     is_grid = config.search._target_ == f"{Grid.__module__}.{Grid.__name__}"
     total = min(config.sweep.trials, size(trials.space)) if is_grid else config.sweep.trials
@@ -82,7 +84,9 @@ def _run(config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[
     def jobs() -> Iterator[Job | None]:
         while True:
             before = len(over)
-            for trial in trials.take(most - len(running), total, lambda known: _sampler(config, trials.space, known)):
+            for trial in trials.take(
+                most - len(running), total, lambda known: _sampler(config, trials.space, known)
+            ):
                 running[trial.number] = trial
                 job = _job(launcher, trial, words)
                 if job.status == "failed":
@@ -105,13 +109,18 @@ def _job(launcher: JobLauncher, trial: Trial, words: list[str]) -> Job:
         return launcher.job(trial.number, [*words, *own])
     except (HydraException, OmegaConfBaseException) as error:
         name = " ".join(own[:-1])
-        job = Job(trial.number, [*words, *own], launcher.sweep_dir / f"{trial.number}-none", "", name=name)
+        job = Job(
+            trial.number, [*words, *own], launcher.sweep_dir / f"{trial.number}-none", "", name=name
+        )
         job.refuse(f"{name}: {first_line(error)}")
         return job
 
 
 def _words(trial: Trial) -> list[str]:
-    values = {key: repr(value) if isinstance(value, float) else value for key, value in trial.params.items()}
+    values = {
+        key: repr(value) if isinstance(value, float) else value
+        for key, value in trial.params.items()
+    }
     return [*(f"{key}={value}" for key, value in values.items()), f"sweep.trial={trial.number}"]
 
 
@@ -125,7 +134,9 @@ def _finish(trials: Trials, trial: Trial, job: Job, names: list[str]) -> None:
     for name in names:
         if name not in metrics:
             there = f"{nearest(name, list(metrics))}; there are {', '.join(metrics)}"
-            raise ConfigError(f"sweep.objectives.{name}: is not in {job.run_dir / 'metrics.json'}{there}")
+            raise ConfigError(
+                f"sweep.objectives.{name}: is not in {job.run_dir / 'metrics.json'}{there}"
+            )
     values = [metrics[name] for name in names]
     if any(value is None or not math.isfinite(value) for value in values):
         job.refuse(f"has no finite {' and '.join(names)}")
@@ -143,11 +154,21 @@ def _objectives(config: DictConfig) -> dict[str, str]:
 def _check(config: DictConfig, objectives: Mapping[str, str]) -> None:
     """Raise ConfigError for settings that no study can have."""
     ours = config.hydra.launcher._target_ == "hydra_plugins.genbench_launcher.Launcher"
-    require(ours, "hydra.launcher._target_", config.hydra.launcher._target_, "must be launcher=local, slurm or ray")
+    require(
+        ours,
+        "hydra.launcher._target_",
+        config.hydra.launcher._target_,
+        "must be launcher=local, slurm or ray",
+    )
     whole = isinstance(config.sweep.trials, int) and config.sweep.trials >= 1
     require(whole, "sweep.trials", config.sweep.trials, "must be an integer >= 1")
     for name, direction in objectives.items():
-        require(direction in DIRECTIONS, f"sweep.objectives.{name}", direction, f"must be {' or '.join(DIRECTIONS)}")
+        require(
+            direction in DIRECTIONS,
+            f"sweep.objectives.{name}",
+            direction,
+            f"must be {' or '.join(DIRECTIONS)}",
+        )
     if config.sweep.pruner is not None:
         only = list(objectives) == [config.optimized_metric]
         allowed = f"pruning needs one objective, the optimized_metric ({config.optimized_metric}); or sweep.pruner=null"
@@ -161,7 +182,11 @@ def _sampler(config: DictConfig, space: Space, known: int) -> BaseSampler:
     """A sampler for a study with ``known`` trials: an equal seed would draw again what it drew at the first."""
     make = build(config, "search")
     with naming("search"):
-        return make(grid(space)) if make.func is Grid else make(seed=(config.seed * 1_000_003 + known) % 2**32)
+        return (
+            make(grid(space))
+            if make.func is Grid
+            else make(seed=(config.seed * 1_000_003 + known) % 2**32)
+        )
 
 
 def _show(trials: Trials, names: list[str]) -> None:
@@ -170,13 +195,19 @@ def _show(trials: Trials, names: list[str]) -> None:
     states = [trial.state.name.lower() for trial in trials.study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"\nStudy {trials.study.study_name}: {counts}   {picture}")
-    for trial in filter(trials.has_driver, trials.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
+    for trial in filter(
+        trials.has_driver, trials.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    ):
         owner = trial.user_attrs[OWNER]
         log.warning(
-            "trial %d is with the driver %s; if that is dead, delete its .lock and start again", trial.number, owner
+            "trial %d is with the driver %s; if that is dead, delete its .lock and start again",
+            trial.number,
+            owner,
         )
     for trial in trials.best():
-        values = "  ".join(f"{name}={value:.5g}" for name, value in zip(names, trial.values, strict=True))
+        values = "  ".join(
+            f"{name}={value:.5g}" for name, value in zip(names, trial.values, strict=True)
+        )
         settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
         print(f"  best  {trial.number}  {values}  {settings}  {trials.directory(trial.number)}")
     if picture:
