@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from src.runtime.checkpoint_io import AtomicCheckpointIO  # noqa: E402
-from src.store import CheckpointStore, damage  # noqa: E402
+from src.rundir.checkpoint_io import AtomicCheckpointIO  # noqa: E402
+from src.rundir.store import CheckpointStore, damage  # noqa: E402
 
 COMMAND = [sys.executable, "-m", "src.train", "callback.generation=null", "callback.grid=null"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.runtime.cli import run
-from src.runtime.run import OF_RUN
+from src.config.cli import run
+from src.rundir.directory import OF_RUN
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     """
     from pathlib import Path
 
-    from src.checkpoint import find_checkpoint, read_checkpoint
+    from src.rundir.checkpoint import find_checkpoint, read_checkpoint
     from src.comparison.runs import run_of
     from src.evaluation.evaluation import Evaluation
     from src.evaluation.loggers import log_card

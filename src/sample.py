@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.runtime.cli import run
-from src.runtime.run import OF_RUN
+from src.config.cli import run
+from src.rundir.directory import OF_RUN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +24,11 @@ def sample(cfg: DictConfig) -> Path:
 
     from pytorch_lightning.utilities import rank_zero_only
 
-    from src.checkpoint import find_checkpoint, read_checkpoint, restore
+    from src.rundir.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.errors import ConfigError
     from src.model.base import CanSample
-    from src.runtime.run import output_directory, run_config
-    from src.runtime.sampling import check_sampling, draw, shards_of, write_samples
+    from src.rundir.directory import output_directory, run_config
+    from src.parallel.sampling import check_sampling, draw, shards_of, write_samples
 
     check_sampling(cfg)
     path, output = find_checkpoint(cfg.ckpt_path), Path(cfg.output).expanduser()

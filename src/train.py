@@ -7,7 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from src.runtime.cli import run
+from src.config.cli import run
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -25,11 +25,11 @@ def train(cfg: DictConfig) -> float | None:
     from pathlib import Path
 
     from src.errors import require
-    from src.runtime.assemble import assemble
-    from src.runtime.interruption import INTERRUPTION
-    from src.runtime.loggers import loggers_of
-    from src.runtime.run import run_directory
-    from src.runtime.wandb_run import close_wandb
+    from src.training.assembly import assemble
+    from src.training.interruption import INTERRUPTION
+    from src.logger.loggers import loggers_of
+    from src.rundir.directory import run_directory
+    from src.logger.wandb_logger import close_wandb
 
     begin = time.monotonic()
     start, module, data, trainer, config = assemble(cfg)
@@ -70,8 +70,8 @@ def _finish(
 
     from src.callback.checkpoint import Checkpoint
     from src.files import write_json
-    from src.runtime.loggers import log_outcome
-    from src.runtime.report import draw_curves, read_history, show_summary
+    from src.logger.loggers import log_outcome
+    from src.report.summary import draw_curves, read_history, show_summary
 
     metrics = {}
     for callback in (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.checkpoint import read_checkpoint
+from src.rundir.checkpoint import read_checkpoint
 
 FAST = ["trainer=cpu", "logger=[]", "num_samples=300", "score.timesteps=5", "score.num_images=20"]
 

@@ -12,7 +12,7 @@ import time
 import pytorch_lightning as pl
 import torch
 
-from src.runtime.data import Batches
+from src.training.data import Batches
 
 WHERE = (
     "batch_start",

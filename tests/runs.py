@@ -4,8 +4,8 @@ import json
 
 import torch
 
-from src.checkpoint import read_checkpoint
-from src.runtime.report import read_history
+from src.rundir.checkpoint import read_checkpoint
+from src.report.summary import read_history
 
 MODELS = {
     "ae": ["model=ae", "network=mlp_autoencoder"],

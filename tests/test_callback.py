@@ -13,15 +13,15 @@ from PIL import Image
 
 from src.callback.ema import EMA
 from src.callback.generation import Generation
-from src.checkpoint import load_model, read_checkpoint
+from src.rundir.checkpoint import load_model, read_checkpoint
 from src.dataset.base import ImageData
 from src.features.base import Features
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
 from src.model.base import GenerativeModel
-from src.module import GenerativeModule
+from src.training.module import GenerativeModule
 from src.noise import randn
-from src.runtime.data import ImageDataModule
+from src.training.data import ImageDataModule
 from src.train import train
 
 

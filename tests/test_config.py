@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from src.errors import ConfigError
 from src.model.base import GenerativeModel
-from src.runtime.build import build
+from src.config.build import build
 
 OF_DDPM = ("schedule", "prediction", "weighting", "sampler")
 DENOISERS = ("unet", "unet_small", "mlp")

@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import fault, words
 
-from src.checkpoint import read_checkpoint
+from src.rundir.checkpoint import read_checkpoint
 from src.errors import ConfigError
-from src.runtime.report import read_history
-from src.runtime.trainer import check_machine, prepare_process
+from src.report.summary import read_history
+from src.training.trainer import check_machine, prepare_process
 
 CPU = ("trainer=ddp", "trainer.accelerator=cpu")
 

@@ -13,8 +13,8 @@ from conftest import ROOT
 from PIL import Image
 
 from src.errors import ConfigError, DataError, MemoryExhaustedError, NonFiniteError, StorageError
-from src.runtime.explain import explain
-from src.runtime.interruption import Interrupted
+from src.config.explain import explain
+from src.training.interruption import Interrupted
 
 CONFIG = [
     (

@@ -11,7 +11,7 @@ from conftest import ROOT, options
 from evaluated import FAST, doctored, evaluated, numbers, trained  # noqa: F401 (a fixture)
 from PIL import Image
 
-from src.runtime.data import ImageDataModule
+from src.training.data import ImageDataModule
 
 
 def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa: F811

@@ -7,7 +7,7 @@ import pytest
 from evaluated import FAST, doctored, evaluated, numbers, pictures, trained  # noqa: F401 (a fixture)
 
 from src.evaluation.evaluation import Evaluation
-from src.runtime.run import run_config
+from src.rundir.directory import run_config
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from omegaconf import OmegaConf
 from test_untrusted import EVIL, circle, doubling
 from torch import nn
 
-from src.checkpoint import load_model, read_checkpoint
+from src.rundir.checkpoint import load_model, read_checkpoint
 from src.errors import CheckpointError, ConfigError
 from src.evaluation import reference
 from src.features import classifier
-from src.runtime.build import build
-from src.runtime.sampling import Shards
+from src.config.build import build
+from src.parallel.sampling import Shards
 
 SMALL = [
     "network=mlp_autoencoder",

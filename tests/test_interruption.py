@@ -9,8 +9,8 @@ import pytest
 from runs import assert_same, fault, latest, words
 
 from src.errors import ConfigError
-from src.runtime.cli import _Patient
-from src.runtime.interruption import Interrupted, Interruption
+from src.config.cli import _Patient
+from src.training.interruption import Interrupted, Interruption
 
 STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
     (("ddpm", "plain"), (3, "batch_start", "term"), 143, 4),

@@ -16,13 +16,13 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from src.errors import ConfigError, StorageError
-from src.runtime.lock import NAME, locked
-from src.runtime.run import check_writable, output_directory, run_directory
+from src.rundir.lock import NAME, locked
+from src.rundir.directory import check_writable, output_directory, run_directory
 
 HOLD = """
 import sys
 from pathlib import Path
-from src.runtime.lock import locked
+from src.rundir.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

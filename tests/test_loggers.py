@@ -21,15 +21,15 @@ from conftest import ROOT
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serving
 
-from src.module import GenerativeModule
-from src.runtime import wandb_run
-from src.runtime.report import read_history
-from src.runtime.wandb_file import HEADER, last_row, messages
+from src.training.module import GenerativeModule
+from src.logger import wandb_logger as wandb_run
+from src.report.summary import read_history
+from src.logger.wandb_file import HEADER, last_row, messages
 
 KILLED = """
 import os, signal, sys, time
 import src.train
-from src.module import GenerativeModule as Module
+from src.training.module import GenerativeModule as Module
 def kill(module, *_):
     if module.trainer.global_step == {step} and not module.trainer.sanity_checking and module.trainer.{stage}:
         time.sleep({pause})

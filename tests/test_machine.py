@@ -5,8 +5,8 @@ import subprocess
 import pytest
 from runs import assert_same, fault, words
 
-from src.checkpoint import read_checkpoint
-from src.store import CheckpointStore, damage
+from src.rundir.checkpoint import read_checkpoint
+from src.rundir.store import CheckpointStore, damage
 
 
 @pytest.fixture

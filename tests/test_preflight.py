@@ -6,7 +6,7 @@ import pytest
 
 from src.callback import preflight
 from src.callback.generation import Generation
-from src.checkpoint import load_model
+from src.rundir.checkpoint import load_model
 from src.errors import ConfigError
 
 

@@ -13,8 +13,8 @@ from src.features.pixels import Pixels
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
 from src.noise import mix, randn
-from src.runtime.ranks import failing_together, share_work
-from src.runtime.sampling import Sampler
+from src.parallel.ranks import failing_together, share_work
+from src.parallel.sampling import Sampler
 
 WORLD = 2
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import CONF, ROOT, options
 from PIL import Image
 
-from src.checkpoint import load_model
+from src.rundir.checkpoint import load_model
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))

@@ -5,7 +5,7 @@ import signal
 import pytest
 from runs import assert_same, content, differences, fault, words
 
-from src.store import CheckpointStore, damage
+from src.rundir.store import CheckpointStore, damage
 
 KILLS = [  # model, variant, after so many steps, where
     ("vae", "plain", 0, "batch_start"),

@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from src.errors import ConfigError
-from src.runtime.assemble import assemble
-from src.runtime.settings import setting_of
+from src.training.assembly import assemble
+from src.config.settings import setting_of
 from src.train import train
 
 SMALL = ["network=mlp", "callback.generation=null", "callback.grid=null", "logger=csv"]

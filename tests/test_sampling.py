@@ -9,9 +9,9 @@ from torch import nn
 
 from src.errors import ConfigError
 from src.noise import randn
-from src.runtime import ranks
-from src.runtime.interruption import Interrupted
-from src.runtime.sampling import Sampler, Shards
+from src.parallel import ranks
+from src.training.interruption import Interrupted
+from src.parallel.sampling import Sampler, Shards
 
 
 class Convolved(nn.Module):

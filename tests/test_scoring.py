@@ -10,7 +10,7 @@ from torch import nn
 from src.dataset.base import ImageData, to_uint8
 from src.evaluation.scoring import Scoring
 from src.model.base import CanEstimate, CanScore, Scores
-from src.runtime.data import ImageDataModule
+from src.training.data import ImageDataModule
 
 UNIT = math.prod(SHAPE) * math.log(2)
 

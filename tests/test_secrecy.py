@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import ConfigError
-from src.runtime.secrecy import refuse_secrets
+from src.config.secrecy import refuse_secrets
 
 SECRETS = {
     "MY_API_KEY": "canary-0123456789",

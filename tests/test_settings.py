@@ -18,8 +18,8 @@ from src.evaluation.generation import Judge
 from src.model.diffusion import Diffusion
 from src.network.mlp import MLP
 from src.prediction import Epsilon, Sample, Velocity
-from src.runtime.assemble import assemble
-from src.runtime.settings import check_settings
+from src.training.assembly import assemble
+from src.config.settings import check_settings
 from src.sampler.ddim import ddim
 from src.schedule.base import NoiseSchedule
 from src.weighting import Uniform

@@ -10,10 +10,10 @@ import yaml
 from conftest import options
 from PIL import Image
 
-from src.checkpoint import load_model, read_checkpoint
+from src.rundir.checkpoint import load_model, read_checkpoint
 from src.model.base import CanSample
-from src.runtime.report import read_history
-from src.runtime.trainer import fill_length
+from src.report.summary import read_history
+from src.training.trainer import fill_length
 from src.train import train
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from src.comparison.runs import read_run
 from src.errors import DataError
-from src.untrusted import BUILT, MAX_NODES, MAX_TEXT, check_config, plain_yaml
+from src.config.untrusted import BUILT, MAX_NODES, MAX_TEXT, check_config, plain_yaml
 
 EVIL = "evil_module_of_a_test"
 

@@ -25,7 +25,7 @@ from src.dataset import webdataset
 from src.dataset.base import SPLITS
 from src.dataset.webdataset import _expand, load, write_index
 from src.errors import ConfigError, DataError
-from src.runtime.data import ImageDataModule
+from src.training.data import ImageDataModule
 
 
 def pixels(number):

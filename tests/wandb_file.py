@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from wandb.proto import wandb_internal_pb2
 
-from src.runtime.wandb_file import messages
+from src.logger.wandb_file import messages
 
 
 class OfflineRun(NamedTuple):

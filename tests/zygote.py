@@ -91,8 +91,8 @@ def _serve():
     import src.callback.checkpoint
     import src.evaluate
     import src.model.diffusion
-    import src.runtime.assemble
-    import src.runtime.report
+    import src.training.assembly
+    import src.report.summary
     import src.sample
     import src.train  # noqa: F401
 

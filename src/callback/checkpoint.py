@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint as LastInOrder
 
 from src.errors import require
-from src.runtime.interruption import INTERRUPTION, Interrupted
-from src.store import CheckpointStore, alias
+from src.training.interruption import INTERRUPTION, Interrupted
+from src.rundir.store import CheckpointStore, alias
 
 
 class Checkpoint(LastInOrder):

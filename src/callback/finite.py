@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from src.dataset.base import Batch
 from src.errors import NonFiniteError, require
-from src.runtime.flight_record import write_flight_record
+from src.training.flight_record import write_flight_record
 
 POLICIES = ("raise", "skip")
 RECORDS = 3  # of a run: the first tell why

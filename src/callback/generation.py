@@ -13,8 +13,8 @@ from src.evaluation.generation import Judge
 from src.features.base import Features, HasAccuracy
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
-from src.runtime.data import ImageDataModule
-from src.runtime.sampling import Sampler
+from src.training.data import ImageDataModule
+from src.parallel.sampling import Sampler
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from src.errors import require
 from src.files import atomic_path
 from src.model.base import CanDenoise, CanReconstruct, CanSample
 from src.noise import generators, mix
-from src.runtime.loggers import log_picture
-from src.runtime.pictures import film_strip, grid
+from src.logger.loggers import log_picture
+from src.report.pictures import film_strip, grid
 
 log = logging.getLogger(__name__)
 

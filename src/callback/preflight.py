@@ -11,7 +11,7 @@ import time
 import pytorch_lightning as pl
 import torch
 
-from src.checkpoint import load_model
+from src.rundir.checkpoint import load_model
 from src.errors import CheckpointError, ConfigError, require
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from src.errors import CheckpointError, DataError, StorageError, first_line
-from src.untrusted import plain_yaml
+from src.config.untrusted import plain_yaml
 
 EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")

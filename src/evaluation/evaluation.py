@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.checkpoint import restore
+from src.rundir.checkpoint import restore
 from src.errors import require
-from src.evaluation.card import Card
+from src.report.card import Card
 from src.evaluation.codes import disentanglement, posterior_quality
-from src.evaluation.figures import bound_terms
+from src.report.bound_terms import bound_terms
 from src.evaluation.generation import Judge, named
 from src.features.base import HasAccuracy
 from src.metric.base import Measurement
@@ -28,13 +28,13 @@ from src.model.base import (
     HasLikelihood,
     HasPosterior,
 )
-from src.module import GenerativeModule
-from src.runtime.build import build
-from src.runtime.data import ImageDataModule, data_of
-from src.runtime.run import check_writable, run_config, typed_overrides
-from src.runtime.sampling import Sampler, shards_of
-from src.runtime.settings import check_settings
-from src.runtime.trainer import build_trainer, check_seed
+from src.training.module import GenerativeModule
+from src.config.build import build
+from src.training.data import ImageDataModule, data_of
+from src.rundir.directory import check_writable, run_config, typed_overrides
+from src.parallel.sampling import Sampler, shards_of
+from src.config.settings import check_settings
+from src.training.trainer import build_trainer, check_seed
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from src.features.base import CanClassify, Features
 from src.metric.base import Measurement, Reference, Samples
 from src.metric.generation import GenerationMetrics, pooled
 from src.model.base import CanSample
-from src.runtime.ranks import failing_together, gather
-from src.runtime.sampling import Sampler
+from src.parallel.ranks import failing_together, gather
+from src.parallel.sampling import Sampler
 
 log = logging.getLogger(__name__)
 

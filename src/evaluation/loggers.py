@@ -6,10 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from src.evaluation.card import Card
-from src.runtime.build import build
-from src.runtime.loggers import log_picture
-from src.runtime.wandb_run import ID_FILE, close_wandb
+from src.report.card import Card
+from src.config.build import build
+from src.logger.loggers import log_picture
+from src.logger.wandb_logger import ID_FILE, close_wandb
 
 
 def log_card(cfg: DictConfig, card: Card, output: Path) -> None:

@@ -17,7 +17,7 @@ from src.features.base import Features
 from src.files import atomic_path, content_hash
 from src.metric.base import Reference
 from src.metric.frechet import Moments
-from src.runtime.ranks import gather, rank_and_world, share_work
+from src.parallel.ranks import gather, rank_and_world, share_work
 
 log = logging.getLogger(__name__)
 RECIPE = (

@@ -12,8 +12,8 @@ from src.errors import require
 from src.metric.base import Measurement
 from src.model.base import CanEstimate, CanScore, Effort, Scores
 from src.noise import generators
-from src.runtime.data import ImageDataModule
-from src.runtime.ranks import share_work
+from src.training.data import ImageDataModule
+from src.parallel.ranks import share_work
 
 EFFORT = {  # first part of a name -> the effort that it depends on
     "iwae": "importance_samples",

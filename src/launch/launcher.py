@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
-from src.launch.table import print_table, write_table
-from src.runtime.cli import is_first, quiet_logging
-from src.runtime.interruption import INTERRUPTION
-from src.runtime.settings import check_settings
+from src.report.jobs import print_table, write_table
+from src.config.cli import is_first, quiet_logging
+from src.training.interruption import INTERRUPTION
+from src.config.settings import check_settings
 
 log = logging.getLogger(__name__)
 OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are nothing to a job

@@ -15,8 +15,8 @@ from src.errors import ConfigError, require
 from src.launch import process
 from src.launch.job import Job, available, check_jobs, recorded
 from src.launch.slurm_script import write_array
-from src.runtime.interruption import INTERRUPTION
-from src.runtime.lock import KernelLock
+from src.training.interruption import INTERRUPTION
+from src.rundir.lock import KernelLock
 
 log = logging.getLogger(__name__)
 

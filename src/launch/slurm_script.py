@@ -9,7 +9,7 @@ from pathlib import Path
 
 from src.files import write_text
 from src.launch.job import Job
-from src.runtime.lock import ATTEMPT
+from src.rundir.lock import ATTEMPT
 
 SCRIPT = """#!/bin/bash
 # One element per job. A job that was asked to stop (before its time limit, or by scancel --signal=USR1) goes back into

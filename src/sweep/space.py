@@ -19,8 +19,8 @@ from optuna.distributions import (
 from optuna.samplers import GridSampler
 
 from src.errors import ConfigError, first_line
-from src.runtime.cli import CONF
-from src.runtime.explain import nearest
+from src.config.cli import CONF
+from src.config.explain import nearest
 
 Space = dict[str, BaseDistribution]
 FORMS = "choice(a, b), range(start, stop, step), interval(low, high), int(interval(low, high)) or tag(log, ...) of one"

@@ -9,7 +9,7 @@ from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from src.errors import ConfigError, StorageError, first_line
-from src.runtime.lock import KernelLock
+from src.rundir.lock import KernelLock
 
 JOURNAL = "study.journal"
 

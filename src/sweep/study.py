@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
 from src.files import write_text
-from src.runtime import lock
-from src.runtime.lock import KernelLock
+from src.rundir import lock
+from src.rundir.lock import KernelLock
 from src.sweep.space import Space
 from src.sweep.storage import open_storage
 

@@ -19,9 +19,9 @@ from optuna.trial import Trial, TrialState
 from src.errors import ConfigError, first_line, require
 from src.launch.job import FINISHED, Job, JobFailed
 from src.launch.launcher import JobLauncher
-from src.runtime.build import build, naming
-from src.runtime.explain import nearest
-from src.sweep.plots import draw_study
+from src.config.build import build, naming
+from src.config.explain import nearest
+from src.report.study import draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
 from src.sweep.study import OWNER, Trials
 

@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import ConfigError, StorageError, first_line
 from src.files import write_text
-from src.runtime import lock
-from src.runtime.cli import literal
+from src.rundir import lock
+from src.config.cli import literal
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from src.errors import CheckpointError, ProjectError, first_line
 from src.model.base import GenerativeModel
-from src.store import CheckpointStore, damage
-from src.untrusted import check_config, shown, values
+from src.rundir.store import CheckpointStore, damage
+from src.config.untrusted import check_config, shown, values
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import first_line
 from src.files import write_json
-from src.runtime.report import History
-from src.runtime.wandb_file import last_row
+from src.report.summary import History
+from src.logger.wandb_file import last_row
 
 if TYPE_CHECKING:
     from wandb import Run

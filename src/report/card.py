@@ -18,8 +18,8 @@ from rich.table import Table
 from src.comparison.runs import brief
 from src.files import atomic_path, write_json, write_text
 from src.metric.base import Measurement
-from src.runtime.readings import reading
-from src.runtime.run import keep_earlier
+from src.report.readings import reading
+from src.rundir.directory import keep_earlier
 
 SECTIONS = {  # heading -> first parts of the names below it
     "Samples": (

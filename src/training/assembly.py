@@ -11,18 +11,18 @@ from omegaconf import DictConfig
 from torch.optim import Optimizer
 
 from src.errors import ConfigError, require
-from src.module import GenerativeModule
+from src.training.module import GenerativeModule
 from src.noise import generator
-from src.runtime.build import build, naming
-from src.runtime.checkpoint_io import AtomicCheckpointIO
-from src.runtime.data import ImageDataModule, data_of
-from src.runtime.explain import nearest
-from src.runtime.ranks import SameOnAllRanks
-from src.runtime.resume import check_same_run
-from src.runtime.run import check_writable, plain
-from src.runtime.settings import check_settings
-from src.runtime.start import Start, starting_point
-from src.runtime.trainer import build_trainer, check_seed, check_trainer, fill_length
+from src.config.build import build, naming
+from src.rundir.checkpoint_io import AtomicCheckpointIO
+from src.training.data import ImageDataModule, data_of
+from src.config.explain import nearest
+from src.parallel.ranks import SameOnAllRanks
+from src.rundir.same_run import check_same_run
+from src.rundir.directory import check_writable, plain
+from src.config.settings import check_settings
+from src.rundir.resume import Start, starting_point
+from src.training.trainer import build_trainer, check_seed, check_trainer, fill_length
 
 
 class Assembly(NamedTuple):

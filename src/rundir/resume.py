@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from src.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.errors import ConfigError, require
 from src.files import atomic_path
 from src.model.base import GenerativeModel
-from src.store import CheckpointStore
+from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint
 
 from src.errors import ConfigError, require
-from src.runtime.build import build
-from src.runtime.data import limited
+from src.config.build import build
+from src.training.data import limited
 
 PRECISIONS = (
     "32-true",

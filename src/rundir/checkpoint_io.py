@@ -11,7 +11,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from src.checkpoint import read_checkpoint
+from src.rundir.checkpoint import read_checkpoint
 from src.errors import NonFiniteError, StorageError
 from src.files import atomic_path
 

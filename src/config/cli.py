@@ -21,9 +21,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.errors import ConfigError, NonFiniteError, ProjectError, first_line
-from src.runtime.explain import explain
-from src.runtime.interruption import INTERRUPTION, Interrupted, silence
-from src.runtime.secrecy import refuse_secrets
+from src.config.explain import explain
+from src.training.interruption import INTERRUPTION, Interrupted, silence
+from src.config.secrecy import refuse_secrets
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUN_DIR = "hydra.run.dir"

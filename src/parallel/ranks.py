@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.errors import ConfigError, ProjectError, first_line
-from src.runtime.settings import flat
+from src.config.settings import flat
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from src.errors import (
     WorkerLostError,
     first_line,
 )
-from src.runtime.interruption import Interrupted
+from src.training.interruption import Interrupted
 
 DEFECT = 1  # all other codes belong to the classes of src/errors.py, and to Interrupted
 

@@ -24,10 +24,10 @@ from src.errors import require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
-from src.runtime.build import build
-from src.runtime.pictures import grid
-from src.runtime.ranks import failing_together, gather, my_blocks
-from src.runtime.trainer import check_machine, check_seed, prepare_process
+from src.config.build import build
+from src.report.pictures import grid
+from src.parallel.ranks import failing_together, gather, my_blocks
+from src.training.trainer import check_machine, check_seed, prepare_process
 
 log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager]

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.dataset.base import SPLITS, Batch, ImageData, to_float
 from src.errors import ConfigError, DataError, require
 from src.noise import generator, mix
-from src.runtime.build import build, naming
-from src.runtime.interruption import INTERRUPTION, leave_signals_to_parent
+from src.config.build import build, naming
+from src.training.interruption import INTERRUPTION, leave_signals_to_parent
 
 Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
 BINARIZE = (None, "static", "dynamic")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from src.errors import ConfigError, ProjectError, first_line
-from src.runtime.settings import setting_of
+from src.config.settings import setting_of
 
 
 def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (whatever the node's target returns)

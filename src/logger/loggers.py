@@ -13,10 +13,10 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.files import atomic_path
-from src.runtime.build import build
-from src.runtime.report import read_history
-from src.runtime.run import keep_earlier
-from src.runtime.wandb_run import WandbRun
+from src.config.build import build
+from src.report.summary import read_history
+from src.rundir.directory import keep_earlier
+from src.logger.wandb_logger import WandbRun
 
 
 class AtomicCSVLogger(CSVLogger):

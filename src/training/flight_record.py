@@ -15,8 +15,8 @@ from src.dataset.base import Batch
 from src.files import atomic_path, write_text
 from src.model.base import DrawsTimes
 from src.noise import generators
-from src.runtime.report import train_command
-from src.store import CheckpointStore
+from src.report.summary import train_command
+from src.rundir.store import CheckpointStore
 
 
 def write_flight_record(

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.comparison.runs import typed
 from src.errors import ConfigError, require
-from src.runtime.explain import nearest
+from src.config.explain import nearest
 
 AN_OBJECT = "an object: a node of settings with a _target_"
 PLAIN = {  # what a value of a configuration can be, by the type that a constructor declares

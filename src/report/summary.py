@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from src.files import atomic_path
-from src.runtime.readings import reading
-from src.runtime.run import typed_overrides
+from src.report.readings import reading
+from src.rundir.directory import typed_overrides
 
 ONCE = (
     "run_dir=",

@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.comparison.runs import option_of, typed
 from src.errors import ConfigError
-from src.runtime.settings import flat, setting_of
-from src.runtime.start import Start
+from src.config.settings import flat, setting_of
+from src.rundir.resume import Start
 
 MUST_STAY = (  # everything else may change: how long, where, what is measured, logged, drawn and kept
     *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback.ema"),
