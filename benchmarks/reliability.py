@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,9 +113,7 @@ def without_wandb(folder: Path) -> None:
                 f"logger={logger}",
                 f"hydra.run.dir={folder / logger}",
             ]
-            run = lambda words=words, env=environment: subprocess.run(
-                words, cwd=ROOT, env=env, capture_output=True
-            )  # noqa: E731
+            run = partial(subprocess.run, words, cwd=ROOT, env=environment, capture_output=True)
             times.append(seconds(run))
     print(f"W&B out of reach: {times[1]:.1f} s instead of {times[0]:.1f} s for the whole run")
 

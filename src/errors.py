@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class ProjectError(Exception):
     """An error with a message for the user: one line that names the setting, its value and what is allowed."""
@@ -54,6 +56,14 @@ class WorkerLostError(ProjectError):
     """A data worker or a rank died."""
 
     exit_code = 8
+
+
+class Interrupted(BaseException):
+    """The program was asked to stop. exit_code: 130 after Ctrl-C, else 143."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:

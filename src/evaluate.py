@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from src.config.cli import run
-from src.rundir.directory import OF_RUN
+from src.config.run_config import OF_RUN
+from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,10 +22,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     """
     from pathlib import Path
 
-    from src.rundir.checkpoint import find_checkpoint, read_checkpoint
-    from src.comparison.runs import run_of
     from src.evaluation.evaluation import Evaluation
     from src.evaluation.loggers import log_card
+    from src.rundir.checkpoint import find_checkpoint, read_checkpoint
+    from src.rundir.store import run_of
 
     path = find_checkpoint(cfg.ckpt_path).resolve()
     output = Path(cfg.output).expanduser() if cfg.output else run_of(path)
@@ -41,7 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
 
 def main() -> None:
     """Entry point of the command line."""
-    run(evaluate, "evaluate", of_run=OF_RUN)
+    run(evaluate, "evaluate", INTERRUPTION.listening, of_run=OF_RUN)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,35 @@ import time
 from typing import TYPE_CHECKING
 
 from src.config.cli import run
+from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
+    from pathlib import Path
+
     from omegaconf import DictConfig
+
+    from src.training.assembly import Assembly
 
 log = logging.getLogger("src.train")
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train, test and report the run that ``cfg`` (conf/train.yaml, composed) describes; return its optimised metric.
+    """Train, test and report the run of ``cfg`` (conf/train.yaml); return its optimised metric.
 
-    Every object is built, and the data read, before the run directory exists. Raises subclasses of ProjectError.
+    Every object is built, and the data read, before the run directory exists. Raises subclasses of
+    ProjectError.
     """
     from contextlib import nullcontext
     from pathlib import Path
 
-    from src.errors import require
-    from src.training.assembly import assemble
-    from src.training.interruption import INTERRUPTION
     from src.logger.loggers import loggers_of
-    from src.rundir.directory import run_directory
     from src.logger.wandb_logger import close_wandb
+    from src.rundir.directory import run_directory
+    from src.training.assembly import assemble
 
     begin = time.monotonic()
-    start, module, data, trainer, config = assemble(cfg)
+    assembly = assemble(cfg)
+    start, trainer, config = assembly.start, assembly.trainer, assembly.config
     first = trainer.is_global_zero
     directory = run_directory(cfg, config, resumed=start.resumes) if first else nullcontext()
     with INTERRUPTION.listening(), directory:
@@ -40,73 +44,76 @@ def train(cfg: DictConfig) -> float | None:
             if first:
                 start.bring_along(Path(cfg.run_dir))
             trainer.loggers = loggers_of(cfg, config, start.step)
-            start.warn_if_done(trainer.max_steps)
-            begin_fit = time.monotonic()
-            trainer.fit(module, data, ckpt_path=start.path, weights_only=True)
-            INTERRUPTION.leave_if_requested()
-            require(
-                trainer.global_step > 0,
-                "trainer.max_time",
-                cfg.trainer.max_time,
-                "was over before the first step",
-            )
-            seconds = time.monotonic() - begin_fit
-            images = (trainer.global_step - start.step) * data.global_batch_size
-            cost = {"train_seconds": seconds, "images_per_second": images / seconds}
-            return _finish(cfg, trainer, module, begin, cost)
+            cost = _fit(cfg, assembly)
+            metrics = _judge(assembly) | cost | {"seconds": time.monotonic() - begin}
+            if first:
+                _write(assembly, Path(cfg.run_dir), metrics)
         finally:
             close_wandb()
-
-
-def _finish(
-    cfg: DictConfig,
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    begin: float,
-    cost: dict[str, float],
-) -> float | None:
-    """Test under the final weights, write metrics.json and the curves, print the summary."""
-    from pathlib import Path
-
-    from src.callback.checkpoint import Checkpoint
-    from src.files import write_json
-    from src.logger.loggers import log_outcome
-    from src.report.summary import draw_curves, read_history, show_summary
-
-    metrics = {}
-    for callback in (
-        callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)
-    ):
-        metrics |= callback.metrics  # of the parts before
-        cost["train_seconds"] += callback.seconds
-    metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    metrics["step"] = trainer.global_step
-    trainer.fit_loop.epoch_loop._batches_that_stepped = (
-        trainer.global_step
-    )  # Lightning forgets it where a fit is over
-    pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)
-    for judge in (
-        () if pruned else (trainer.validate, trainer.test)
-    ):  # the fit's last validation may be some steps old
-        judge(module, trainer.datamodule, verbose=False)
-        metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-    metrics["parameters"] = sum(p.numel() for p in module.model.parameters())
-    metrics |= cost | {"seconds": time.monotonic() - begin}
-    if trainer.is_global_zero:
-        run_dir = Path(cfg.run_dir)
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        write_json(run_dir / "metrics.json", finite)
-        draw_curves(read_history(run_dir), run_dir / "samples" / "curves.png")
-        log_outcome(trainer.loggers, run_dir)
-        show_summary(run_dir, metrics)
     if cfg.optimized_metric not in metrics:
         log.warning("optimized_metric=%s: was not measured in this run", cfg.optimized_metric)
     return metrics.get(cfg.optimized_metric)
 
 
+def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
+    """Train to the end; return the time that it took, with that of the parts before."""
+    from src.errors import require
+
+    start, trainer = assembly.start, assembly.trainer
+    start.warn_if_done(trainer.max_steps)
+    begin = time.monotonic()
+    trainer.fit(assembly.module, assembly.data, ckpt_path=start.path, weights_only=True)
+    INTERRUPTION.leave_if_requested()
+    began = trainer.global_step > 0
+    require(began, "trainer.max_time", cfg.trainer.max_time, "was over before the first step")
+    seconds = time.monotonic() - begin
+    images = (trainer.global_step - start.step) * assembly.data.global_batch_size
+    before = sum(callback.seconds for callback in _checkpoints(assembly))
+    return {"train_seconds": seconds + before, "images_per_second": images / seconds}
+
+
+def _judge(assembly: Assembly) -> dict[str, float]:
+    """The last value of every metric; validation and test under the final weights."""
+    trainer, module = assembly.trainer, assembly.module
+    metrics: dict[str, float] = {}
+    for callback in _checkpoints(assembly):
+        metrics |= callback.metrics  # of the parts before
+    metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics["step"] = trainer.global_step
+    # Lightning forgets where a fit is over
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+    if not any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
+        for measure in (trainer.validate, trainer.test):  # the last validation may be steps old
+            measure(module, trainer.datamodule, verbose=False)
+            metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics["parameters"] = sum(p.numel() for p in module.model.parameters())
+    return metrics
+
+
+def _write(assembly: Assembly, run_dir: Path, metrics: dict[str, float]) -> None:
+    """Write metrics.json and the curves, give the outcome to the loggers, print the summary."""
+    from src.files import write_json
+    from src.logger.loggers import log_outcome
+    from src.report.curves import draw_curves
+    from src.report.summary import show_summary
+    from src.rundir.history import read_history
+
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    write_json(run_dir / "metrics.json", finite)
+    draw_curves(read_history(run_dir), run_dir / "samples" / "curves.png")
+    log_outcome(assembly.trainer.loggers, run_dir)
+    show_summary(run_dir, metrics)
+
+
+def _checkpoints(assembly: Assembly) -> list:
+    from src.callback.checkpoint import Checkpoint
+
+    return [callback for callback in assembly.trainer.callbacks if isinstance(callback, Checkpoint)]
+
+
 def main() -> None:
     """Entry point of the command line."""
-    run(train, "train")
+    run(train, "train", INTERRUPTION.listening)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 import pytorch_lightning as pl
 import torch
 
-from src.training.data import Batches
+from src.training.order import Batches
 
 WHERE = (
     "batch_start",

@@ -5,7 +5,7 @@ import json
 import torch
 
 from src.rundir.checkpoint import read_checkpoint
-from src.report.summary import read_history
+from src.rundir.history import read_history
 
 MODELS = {
     "ae": ["model=ae", "network=mlp_autoencoder"],

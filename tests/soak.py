@@ -19,7 +19,7 @@ from faults import WHERE  # noqa: E402
 from runs import content, differences, fault  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
-from src.report.summary import read_history  # noqa: E402
+from src.rundir.history import read_history  # noqa: E402
 from src.rundir.store import CheckpointStore, damage  # noqa: E402
 
 RUN = (

@@ -13,16 +13,16 @@ from PIL import Image
 
 from src.callback.ema import EMA
 from src.callback.generation import Generation
-from src.rundir.checkpoint import load_model, read_checkpoint
 from src.dataset.base import ImageData
 from src.features.base import Features
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
 from src.model.base import GenerativeModel
-from src.training.module import GenerativeModule
 from src.noise import randn
-from src.training.data import ImageDataModule
+from src.rundir.checkpoint import load_model, read_checkpoint
 from src.train import train
+from src.training.data import ImageDataModule
+from src.training.module import GenerativeModule
 
 
 class OneNumber(GenerativeModel):
@@ -58,7 +58,8 @@ def run(callbacks, steps=6, batch=8, **trainer):
     data = ImageDataModule(
         lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0
     )
-    module = GenerativeModule(OneNumber(), lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    model = OneNumber()
+    module = GenerativeModule(model, torch.optim.SGD(model.parameters(), lr=0.1))
     quiet = {
         "logger": False,
         "enable_progress_bar": False,

@@ -10,10 +10,10 @@ from PIL import Image
 from support import CONF
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.report.card import Card
 from src.evaluation.loggers import log_card
 from src.files import write_json
 from src.metric.base import Measurement
+from src.report.card import Card
 from src.report.readings import reading
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)

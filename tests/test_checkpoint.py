@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.rundir.checkpoint import load_model, read_checkpoint, restore
 from src.errors import CheckpointError, StorageError
 from src.files import atomic_path, content_hash, write_json
+from src.rundir.checkpoint import load_model, read_checkpoint, restore
 from src.rundir.checkpoint_io import AtomicCheckpointIO
 from src.train import train
 

@@ -6,9 +6,9 @@ from conftest import options
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from src.config.build import build
 from src.errors import ConfigError
 from src.model.base import GenerativeModel
-from src.config.build import build
 
 OF_DDPM = ("schedule", "prediction", "weighting", "sampler")
 DENOISERS = ("unet", "unet_small", "mlp")

@@ -7,7 +7,8 @@ import torch
 
 from src.dataset.base import ImageData, to_float, to_uint8
 from src.errors import ConfigError, DataError
-from src.training.data import Batches, EvalPlan, ImageDataModule, ResumableLoader, TrainPlan
+from src.training.data import ImageDataModule
+from src.training.order import Batches, EvalPlan, ResumableLoader, TrainPlan
 
 
 def some_images(num=40):

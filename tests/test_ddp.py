@@ -18,10 +18,11 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import fault, words
 
-from src.rundir.checkpoint import read_checkpoint
+from src.config.machine import check_machine
 from src.errors import ConfigError
-from src.report.summary import read_history
-from src.training.trainer import check_machine, prepare_process
+from src.parallel.process import prepare_process
+from src.rundir.checkpoint import read_checkpoint
+from src.rundir.history import read_history
 
 CPU = ("trainer=ddp", "trainer.accelerator=cpu")
 

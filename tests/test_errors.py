@@ -12,9 +12,15 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from src.errors import ConfigError, DataError, MemoryExhaustedError, NonFiniteError, StorageError
 from src.config.explain import explain
-from src.training.interruption import Interrupted
+from src.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    MemoryExhaustedError,
+    NonFiniteError,
+    StorageError,
+)
 
 CONFIG = [
     (

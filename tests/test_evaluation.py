@@ -209,8 +209,11 @@ def test_known_factors_are_looked_for(cli, small, trained, monkeypatch):  # noqa
 
 
 def test_codes_are_those_of_the_images_that_the_model_was_trained_on(
-    cli, small, trained, monkeypatch
-):  # noqa: F811
+    cli,
+    small,
+    trained,  # noqa: F811
+    monkeypatch,
+):
     monkeypatch.setattr(
         "src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0)
     )

@@ -6,8 +6,8 @@ import math
 import pytest
 from evaluated import FAST, doctored, evaluated, numbers, pictures, trained  # noqa: F401 (a fixture)
 
+from src.config.run_config import run_config
 from src.evaluation.evaluation import Evaluation
-from src.rundir.directory import run_config
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,12 @@ def test_a_training_split_of_one_image_and_none_of_labels(cli, small, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_noticed_first(
-    cli, small, trained, tmp_path, monkeypatch
-):  # noqa: F811
+    cli,
+    small,
+    trained,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
     run = trained(cli, small, "vae", "model=vae")
     monkeypatch.setattr(Evaluation, "card", lambda self: pytest.fail("measured"))
     (tmp_path / "file").write_text("")

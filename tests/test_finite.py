@@ -8,10 +8,10 @@ import torch
 from runs import differences, fault, words
 
 from src.callback.finite import Finite
-from src.rundir.checkpoint import read_checkpoint
 from src.errors import ConfigError, NonFiniteError
+from src.rundir.checkpoint import read_checkpoint
 from src.rundir.checkpoint_io import AtomicCheckpointIO
-from src.report.summary import read_history
+from src.rundir.history import read_history
 
 
 def finite(content):

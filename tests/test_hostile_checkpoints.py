@@ -18,12 +18,12 @@ from omegaconf import OmegaConf
 from test_untrusted import EVIL, circle, doubling
 from torch import nn
 
-from src.rundir.checkpoint import load_model, read_checkpoint
+from src.config.build import build
 from src.errors import CheckpointError, ConfigError
 from src.evaluation import reference
 from src.features import classifier
-from src.config.build import build
 from src.parallel.sampling import Shards
+from src.rundir.checkpoint import load_model, read_checkpoint
 
 SMALL = [
     "network=mlp_autoencoder",

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from runs import assert_same, fault, latest, words
 
-from src.errors import ConfigError
-from src.config.cli import _Patient
-from src.training.interruption import Interrupted, Interruption
+from src.config.output import Patient
+from src.errors import ConfigError, Interrupted
+from src.training.interruption import Interruption
 
 STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
     (("ddpm", "plain"), (3, "batch_start", "term"), 143, 4),
@@ -175,7 +175,7 @@ def test_a_reader_that_leaves_ends_nothing():
     reader, mouth = os.pipe()
     os.close(reader)
     with os.fdopen(mouth, "w") as stream:
-        out = _Patient(stream)
+        out = Patient(stream)
         for _ in range(3):
             assert out.write("x" * 100_000) == 100_000
             out.flush()

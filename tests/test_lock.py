@@ -16,8 +16,8 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from src.errors import ConfigError, StorageError
-from src.rundir.lock import NAME, locked
 from src.rundir.directory import check_writable, output_directory, run_directory
+from src.rundir.lock import NAME, locked
 
 HOLD = """
 import sys

@@ -21,10 +21,10 @@ from conftest import ROOT
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serving
 
-from src.training.module import GenerativeModule
 from src.logger import wandb_logger as wandb_run
-from src.report.summary import read_history
 from src.logger.wandb_file import HEADER, last_row, messages
+from src.rundir.history import read_history
+from src.training.module import GenerativeModule
 
 KILLED = """
 import os, signal, sys, time

@@ -6,8 +6,8 @@ import pytest
 
 from src.callback import preflight
 from src.callback.generation import Generation
-from src.rundir.checkpoint import load_model
 from src.errors import ConfigError
+from src.rundir.checkpoint import load_model
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from conftest import CONF
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from src.errors import ConfigError
-from src.training.assembly import assemble
 from src.config.settings import setting_of
+from src.errors import ConfigError
 from src.train import train
+from src.training.assembly import assemble
 
 SMALL = ["network=mlp", "callback.generation=null", "callback.grid=null", "logger=csv"]
 SMALL += [

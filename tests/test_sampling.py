@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import ConfigError
+from src.errors import ConfigError, Interrupted
 from src.noise import randn
 from src.parallel import ranks
-from src.training.interruption import Interrupted
 from src.parallel.sampling import Sampler, Shards
+from src.report import progress
 
 
 class Convolved(nn.Module):
@@ -94,9 +94,9 @@ def test_what_was_drawn_is_not_drawn_again(model, tmp_path):
 
 
 def test_progress_is_told_in_a_log_file(model, monkeypatch, caplog):
-    monkeypatch.setattr(ranks, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
     with caplog.at_level("INFO", "src"):
-        list(Sampler(seed=0, batch_size=8, what="sampling").blocks(model, 20))
+        list(Sampler(seed=0, batch_size=8, progress=progress.shown("sampling")).blocks(model, 20))
     assert [r.message.split("  ")[0] for r in caplog.records] == ["sampling 8/20", "sampling 16/20"]
     assert all("images/s  ETA 0:00" in record.message for record in caplog.records)
 

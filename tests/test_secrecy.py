@@ -4,8 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import ConfigError
 from src.config.secrecy import refuse_secrets
+from src.errors import ConfigError
 
 SECRETS = {
     "MY_API_KEY": "canary-0123456789",

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from src.config.settings import check_settings
 from src.errors import ConfigError, ProjectError
 from src.evaluation.generation import Judge
 from src.model.diffusion import Diffusion
 from src.network.mlp import MLP
 from src.prediction import Epsilon, Sample, Velocity
-from src.training.assembly import assemble
-from src.config.settings import check_settings
 from src.sampler.ddim import ddim
 from src.schedule.base import NoiseSchedule
+from src.training.assembly import assemble
 from src.weighting import Uniform
 
 LEFT_OUT = ("mnist", "fashion_mnist", "cifar10", "image_folder", "webdataset")  # no data at hand

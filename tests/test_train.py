@@ -10,11 +10,11 @@ import yaml
 from conftest import options
 from PIL import Image
 
-from src.rundir.checkpoint import load_model, read_checkpoint
 from src.model.base import CanSample
-from src.report.summary import read_history
-from src.training.trainer import fill_length
+from src.rundir.checkpoint import load_model, read_checkpoint
+from src.rundir.history import read_history
 from src.train import train
+from src.training.trainer import fill_length
 
 
 @pytest.mark.parametrize("model", options("model"))

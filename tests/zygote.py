@@ -88,14 +88,6 @@ def _serve():
     import matplotlib.figure  # noqa: F401
     import pytorch_lightning  # noqa: F401
 
-    import src.callback.checkpoint
-    import src.evaluate
-    import src.model.diffusion
-    import src.training.assembly
-    import src.report.summary
-    import src.sample
-    import src.train  # noqa: F401
-
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:

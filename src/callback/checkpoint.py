@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint as LastInOrder
 
-from src.errors import require
-from src.training.interruption import INTERRUPTION, Interrupted
+from src.errors import Interrupted, require
 from src.rundir.store import CheckpointStore, alias
+from src.training.interruption import INTERRUPTION
 
 
 class Checkpoint(LastInOrder):
@@ -36,7 +36,10 @@ class Checkpoint(LastInOrder):
         every_steps: int | None = None,
         every_minutes: float | None = 10.0,
     ) -> None:
-        advice = "must be logged at validations (val/...); with another optimized_metric set callback.checkpoint.monitor"
+        advice = (
+            "must be logged at validations (val/...); "
+            "with another optimized_metric set callback.checkpoint.monitor"
+        )
         require(isinstance(monitor, str) and monitor.startswith("val/"), "monitor", monitor, advice)
         require(mode in ("min", "max"), "mode", mode, "must be min or max")
         require(isinstance(keep, int) and keep >= 1, "keep", keep, "must be an integer >= 1")

@@ -13,8 +13,8 @@ from src.evaluation.generation import Judge
 from src.features.base import Features, HasAccuracy
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
-from src.training.data import ImageDataModule
 from src.parallel.sampling import Sampler
+from src.training.data import ImageDataModule
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ class Generation(pl.Callback):
         self.every, self.batch_size = every, batch_size
         self._active, self._validations, self._told = metric.active, 0, set()
 
-    @property
-    def logged(self) -> set[str]:
-        """Names of what a run with this callback logs."""
-        names = self.judge.metric.names if self._active else ()
+    def logged(self, model: GenerativeModel) -> set[str]:
+        """Names of what a run of ``model`` with this callback logs."""
+        measures = self._active and isinstance(model, CanSample)
+        names = self.judge.metric.names if measures else ()
         every = {
             f"{stage}/{name}_{self.judge.features.name}"
             for stage in ("val", "test")

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 
 from src.dataset.base import to_float, to_uint8
 from src.errors import require
-from src.files import atomic_path
+from src.logger.loggers import log_picture
 from src.model.base import CanDenoise, CanReconstruct, CanSample
 from src.noise import generators, mix
-from src.logger.loggers import log_picture
-from src.report.pictures import film_strip, grid
+from src.report.pictures import film_strip, grid, save_png
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +90,6 @@ class Grid(pl.Callback):
         return generators([mix(self.seed, "sample", index) for index in range(num)])
 
     def _save(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
-        with atomic_path(self.dirpath / f"{name}.png") as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
+        save_png(picture, self.dirpath / f"{name}.png")
         for logger in trainer.loggers:
             log_picture(logger, key, picture, trainer.global_step)

@@ -11,8 +11,8 @@ import time
 import pytorch_lightning as pl
 import torch
 
-from src.rundir.checkpoint import load_model
 from src.errors import CheckpointError, ConfigError, require
+from src.rundir.checkpoint import load_model
 
 log = logging.getLogger(__name__)
 

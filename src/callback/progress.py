@@ -8,9 +8,9 @@ import time
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.errors import require
+from src.report.progress import training_bar
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +73,7 @@ class LiveProgress(PlainProgress):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the bar."""
         super().on_train_start(trainer, pl_module)
-        count, left = MofNCompleteColumn(), TimeRemainingColumn(compact=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            count,
-            TextColumn("ETA"),
-            left,
-            TextColumn("{task.fields[more]}"),
-        )
-        self._bar = Progress(
-            *columns, transient=True, disable=not trainer.is_global_zero, speed_estimate_period=60
-        )
+        self._bar = training_bar(visible=trainer.is_global_zero)
         total = trainer.estimated_stepping_batches
         known = total if total < 1e12 else None
         self._task = self._bar.add_task(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from src.comparison.choices import differing, short_names
-from src.comparison.runs import COSTS, STAGES, Number, Run, read_run, typed
+from src.comparison.runs import COSTS, STAGES, Number, Run, read_run
+from src.config.words import typed
 from src.errors import ConfigError, DataError
 
 LOWER = ("fid", "kid", "bits_per_dim", "nats")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from src.comparison.comparison import CONDITIONS, SEEDS, Comparison, direction
-from src.comparison.runs import Run, brief
+from src.comparison.runs import Run
+from src.config.words import brief
 
 LOSS = (
     "model",

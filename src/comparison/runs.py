@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
-from src.errors import CheckpointError, DataError, StorageError, first_line
 from src.config.untrusted import plain_yaml
+from src.config.words import option_of, typed
+from src.errors import CheckpointError, DataError, StorageError, first_line
+from src.rundir.store import run_of
 
 EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")
@@ -122,11 +124,6 @@ def find_runs(words: Sequence[str]) -> list[Path]:
         for place, run in found.items()
         if found.keys().isdisjoint(place.parents) or (run / EVALUATION).exists()
     ]
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The run directory that a checkpoint file belongs to, or the folder that it lies in."""
-    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _runs_of(word: str) -> list[Path]:
@@ -270,34 +267,3 @@ def _flat(
             yield from (
                 _flat(value, name, option or above) if isinstance(value, dict) else [(name, value)]
             )
-
-
-def option_of(node: dict[str, Any]) -> str | None:
-    """Name of the option: the module of ``src.schedule.cosine.cosine``, the class of ``src.prediction.Epsilon``."""
-    target = node.get("_target_")
-    if target is None:  # encoder and decoder of one network, the loader of a data set
-        options = {option_of(child) for child in node.values() if isinstance(child, dict)}
-        return options.pop() if len(options) == 1 else None
-    parts = target.split(".")
-    if parts[0] == "src" and len(parts) > 3:
-        return parts[-2]
-    return re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "_", parts[-1]).lower()
-
-
-def brief(value: Any) -> str:  # noqa: ANN401 (whatever a context can hold)
-    """A value for a reader, a node of a configuration as ``ddim eta=1.0 num_steps=50``."""
-    if isinstance(value, dict):
-        settings = [
-            f"{key}={typed(held)}" for key, held in value.items() if not key.startswith("_")
-        ]
-        return " ".join([*filter(None, [option_of(value)]), *settings])
-    if value and isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return " ".join(value)
-    return f"{value:.4g}" if isinstance(value, float) else typed(value)
-
-
-def typed(value: Any) -> str:  # noqa: ANN401 (whatever a configuration can hold)
-    """A value as it is typed on the command line: ``null``, ``true``, ``[1,2]``, ``0.003``."""
-    return (
-        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
-    )

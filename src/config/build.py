@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import hydra.utils
-from hydra.errors import InstantiationException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from src.errors import ConfigError, ProjectError, first_line
 from src.config.settings import setting_of
+from src.errors import ConfigError, ProjectError, first_line
 
 
-def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (whatever the node's target returns)
-    """Instantiate the node at ``path``; ``filled_in`` are arguments that only the caller has.
+def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (what it names)
+    """Build the node at ``path``; ``filled_in`` are arguments that only the caller has.
 
-    Errors of constructors keep their class and get the setting's full name; what they reject otherwise (ValueError,
-    TypeError) becomes ConfigError.
+    Errors of constructors keep their class and get the setting's full name; what they reject otherwise
+    (ValueError, TypeError) becomes ConfigError.
     """
-    node = OmegaConf.select(cfg, path)
-    raw = OmegaConf.to_container(
-        cfg, resolve=False
-    )  # before: instantiate resolves what the node refers to in place
+    raw = OmegaConf.to_container(cfg, resolve=False)
     try:
-        return hydra.utils.instantiate(node, _convert_="all", **filled_in)
+        node = OmegaConf.select(cfg, path)
+        if OmegaConf.is_config(node):
+            node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         raise ConfigError(f"{path}: {_missing_part(str(error))}") from error
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        found = re.search(r"full_key: (\S+)", str(error))
-        where = found[1] if found else path
-        message = first_line(cause)
-        name = re.match(r"([A-Za-z_][\w.]*)=", message)
-        setting, _ = setting_of(raw, f"{where}.{name[1]}" if name else where)
-        line = f"{setting}{message[len(name[1]) :]}" if name else f"{setting}: {message}"
-        if isinstance(cause, ProjectError) and not isinstance(cause, ConfigError):
-            raise type(cause)(message) from error
-        if isinstance(cause, OSError | MemoryError):
-            raise cause from error
-        raise ConfigError(line) from error
+    except OmegaConfBaseException as error:
+        where, _ = setting_of(raw, error.full_key or path)
+        raise ConfigError(f"{where}: {first_line(error)}") from error
+    if filled_in:
+        node = node | filled_in
+    return construct(node, path, functools.partial(_naming_as_typed, raw))
+
+
+def construct(
+    node: Any,  # noqa: ANN401 (any value of a configuration)
+    path: str,
+    within: Callable[[str], AbstractContextManager] = nullcontext,
+) -> Any:  # noqa: ANN401 (what it names)
+    """Build a resolved node: its parts in their order, depth first, then what ``_target_`` names.
+
+    ``_partial_: true`` gives a ``functools.partial`` to be called later; what has no ``_target_`` stays
+    a dictionary, a list or a value.
+
+    Arguments:
+        node: plain values.
+        path: of the node in the configuration.
+        within: path -> context in which the target at this path is called.
+    """
+    if isinstance(node, list):
+        return [construct(part, f"{path}.{index}", within) for index, part in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    parts = {
+        key: construct(value, f"{path}.{key}", within)
+        for key, value in node.items()
+        if not str(key).startswith("_")
+    }
+    if "_target_" not in node:
+        return parts
+    with within(path):
+        target = _located(node["_target_"])
+        return functools.partial(target, **parts) if node.get("_partial_") else target(**parts)
 
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Put ``path`` in front of what a constructor refuses; ValueError and TypeError become ConfigError."""
+    """Put ``path`` in front of what is refused; ValueError and TypeError become ConfigError."""
     try:
         yield
     except ConfigError as error:
@@ -56,13 +79,42 @@ def naming(path: str) -> Iterator[None]:
         raise ConfigError(f"{path}: {first_line(error)}") from error
 
 
+@contextmanager
+def _naming_as_typed(raw: Mapping[str, Any], path: str) -> Iterator[None]:
+    """Name what a target refuses as it is typed: ``num_steps=0`` of ``model.sampler`` is a sampler's.
+
+    raw: the unresolved configuration, in which references are followed. Errors that are no matter of a
+    setting pass through: other subclasses of ProjectError, OSError, MemoryError.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ProjectError) and not isinstance(error, ConfigError):
+            raise
+        message = first_line(error)
+        name = re.match(r"([A-Za-z_][\w.]*)(?==)", message)
+        setting, _ = setting_of(raw, f"{path}.{name[1]}" if name else path)
+        line = f"{setting}{message[name.end() :]}" if name else f"{setting}: {message}"
+        raise ConfigError(line) from error
+
+
+def _located(name: str) -> Any:  # noqa: ANN401 (a class or a function)
+    try:
+        return get_object(name)
+    except Exception as error:  # whatever the import of a module raises
+        raise ValueError(f"_target_={name}: cannot be imported ({first_line(error)})") from error
+
+
 def _missing_part(text: str) -> str:
-    """Explain an interpolation that leads nowhere: mostly a network that does not belong to the model."""
+    """Explain a reference that leads nowhere: mostly a network that does not fit the model."""
     key = re.search(r"Interpolation key '([^']+)'", text)
     if key and key[1].startswith("network."):
-        return f"needs a network with an {key[1].split('.')[1]}: network=conv_autoencoder or network=mlp_autoencoder"
+        part = key[1].split(".")[1]
+        options = "network=conv_autoencoder or network=mlp_autoencoder"
+        return f"needs a network with an {part}: {options}"
     if key and key[1] == "model.latent_dim":
-        return (
-            "needs a denoiser, not an autoencoder: network=unet, network=unet_small or network=mlp"
-        )
+        options = "network=unet, network=unet_small or network=mlp"
+        return f"needs a denoiser, not an autoencoder: {options}"
     return text.splitlines()[0]

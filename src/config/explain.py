@@ -1,8 +1,7 @@
-"""From an exception to an exit code and one line that names the setting, its value and what is allowed."""
+"""From an exception to an exit code and one line: the setting, its value and what is allowed."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 from pathlib import Path
@@ -10,20 +9,25 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from src.config.words import names, nearest
 from src.errors import (
     ConfigError,
+    Interrupted,
     MemoryExhaustedError,
     ProjectError,
     StorageError,
     WorkerLostError,
     first_line,
 )
-from src.training.interruption import Interrupted
 
-DEFECT = 1  # all other codes belong to the classes of src/errors.py, and to Interrupted
+DEFECT = 1  # all other codes belong to the classes of src/errors.py
+LOST_PEER = re.compile(
+    r"gloo|nccl|(connection|pair) (closed|reset|closure)|broken pipe|socket|waiting for clients",
+    re.IGNORECASE,
+)
 
 
 def explain(
@@ -37,15 +41,10 @@ def explain(
     if isinstance(error, SystemExit):
         return _exit(error)
     if isinstance(error, Interrupted):
-        one = config_name == "train" and not {"-m", "--multirun"} & {
-            *overrides
-        }  # of many the table has told
-        advice = "; resume=auto with the same hydra.run.dir goes on" if one else ""
-        return error.exit_code, f"stopped by {error}{advice}"
+        return error.exit_code, _interrupted(error, config_name, overrides)
     if isinstance(error, ProjectError):
-        return error.exit_code, _of_worker(error) if str(error).startswith(
-            "Caught "
-        ) else _one_line(error)
+        from_worker = str(error).startswith("Caught ")
+        return error.exit_code, _of_worker(error) if from_worker else _one_line(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return ConfigError.exit_code, _unknown_option(error)
     if isinstance(error, MissingMandatoryValue) and error.full_key == "sweep.trial":
@@ -57,43 +56,32 @@ def explain(
     return _outside(error)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """``; did you mean X?`` for the known name closest to ``name``, or an empty string."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.78)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
 def _exit(error: SystemExit) -> tuple[int, str]:
     """Hydra's own exits (``--help``) pass through."""
-    return (
-        (error.code, "")
-        if isinstance(error.code, int)
-        else (0 if error.code is None else ConfigError.exit_code, str(error.code or ""))
-    )
+    if isinstance(error.code, int):
+        return error.code, ""
+    if error.code is None:
+        return 0, ""
+    return ConfigError.exit_code, str(error.code)
+
+
+def _interrupted(error: Interrupted, config_name: str, overrides: list[str]) -> str:
+    """How to go on; the table of a multirun says it for each of its runs."""
+    is_one_run = config_name == "train" and not {"-m", "--multirun"} & {*overrides}
+    advice = "; resume=auto with the same hydra.run.dir goes on" if is_one_run else ""
+    return f"stopped by {error}{advice}"
 
 
 def _outside(error: BaseException) -> tuple[int, str]:
     """Errors of the libraries below us, by kind."""
     text = _one_line(error)
-    if (
-        isinstance(error, MemoryError)
-        or "out of memory" in text.lower()
-        or "can't allocate memory" in text.lower()
-    ):
-        return (
-            MemoryExhaustedError.exit_code,
-            f"out of memory: {text}; lower dataset.global_batch_size or raise trainer.accumulate_grad_batches",
-        )
-    if not isinstance(error, OSError) and re.search(
-        r"gloo|nccl|(connection|pair) (closed|reset|closure)|broken pipe|socket|waiting for clients",
-        text,
-        re.IGNORECASE,
-    ):
+    if _is_memory(error, text):
+        advice = "lower dataset.global_batch_size or raise trainer.accumulate_grad_batches"
+        return MemoryExhaustedError.exit_code, f"out of memory: {text}; {advice}"
+    if not isinstance(error, OSError) and LOST_PEER.search(text):
         reason = "another rank of this job is gone or does not answer; its own message tells why"
-        return (
-            WorkerLostError.exit_code,
-            f"{reason}, resume=auto goes on from the last checkpoint ({text})",
-        )
+        advice = "resume=auto goes on from the last checkpoint"
+        return WorkerLostError.exit_code, f"{reason}, {advice} ({text})"
     if "DataLoader worker" in text or "DataLoader timed out" in text:
         return WorkerLostError.exit_code, f"{text}; try dataset.num_workers=0"
     if type(error).__name__ == "MisconfigurationException":
@@ -105,10 +93,16 @@ def _outside(error: BaseException) -> tuple[int, str]:
     return DEFECT, f"unexpected {type(error).__name__}: {text}"
 
 
+def _is_memory(error: BaseException, text: str) -> bool:
+    known = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in text.lower() for words in known)
+
+
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
-    return f"{group}={option}: no such option{nearest(option, options)}; there are {', '.join(options)}"
+    there = f"there are {', '.join(options)}"
+    return f"{group}={option}: no such option{nearest(option, options)}; {there}"
 
 
 def _bad_override(
@@ -116,52 +110,55 @@ def _bad_override(
 ) -> str:
     """Name the override that did not fit, with the nearest setting that exists."""
     text = _one_line(error)
-    if text.startswith("Error merging override "):
-        return f"{text.removeprefix('Error merging override ')}: {first_line(error.__cause__ or error)}"
-    match = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", f"{error}")
-    if not match:
-        return re.sub(r"^Error parsing override ", "", text)
-    key = (match[1] or match[2]).split("@")[0]
+    merging = "Error merging override "
+    if text.startswith(merging):
+        return f"{text.removeprefix(merging)}: {first_line(error.__cause__ or error)}"
+    key = _rejected_key(error)
+    if key is None:
+        return text.removeprefix("Error parsing override ")
     guilty = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
     if not guilty:
         return text
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     group = key.partition(".")[0]
-    if (
-        not of_run
-        and (conf / group).is_dir()
-        and not any(name.startswith(f"{group}.") for name in known)
-    ):
-        return f"{guilty[0]}: nothing in this configuration uses the group {group!r} (another model may)"
+    is_used = any(name.startswith(f"{group}.") for name in known)
+    if not of_run and (conf / group).is_dir() and not is_used:
+        why = f"nothing in this configuration uses the group {group!r} (another model may)"
+        return f"{guilty[0]}: {why}"
+    also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
+    line = f"{guilty[0]}: {_no_such_setting(key, known)}{also} (see --help)"
+    return line.replace("hydra.launcher.", "launcher.")  # as it was typed
+
+
+def _rejected_key(error: Exception) -> str | None:
+    """The setting that Hydra's message says it could not override; None where it names none."""
+    known = r"Could not override '([^']+)'|Key '([^']+)' is not in struct"
+    match = re.search(known, str(error))
+    return None if match is None else (match[1] or match[2]).split("@")[0]
+
+
+def _no_such_setting(key: str, known: list[str]) -> str:
+    """That there is no such setting, with the nearest of the same node, or all of these."""
     parent = key.rpartition(".")[0]
     beside = [name for name in known if parent and name.rpartition(".")[0] == parent]
-    listed = ", ".join(name.rpartition(".")[2] for name in beside)
-    advice = (nearest(key, beside) or f"; there are {listed}") if beside else nearest(key, known)
-    also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
-    line = f"{guilty[0]}: there is no setting {key!r}{advice}{also} (see --help)"
-    return line.replace("hydra.launcher.", "launcher.")  # as it was typed
+    advice = nearest(key, beside or known)
+    if beside and not advice:
+        advice = f"; there are {', '.join(name.rpartition('.')[2] for name in beside)}"
+    return f"there is no setting {key!r}{advice}"
 
 
 def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
     """Names of all settings and groups of the configuration without the override at fault."""
     GlobalHydra.instance().clear()
+    words = [word for word in overrides if "=" in word and not word.startswith("hydra")]
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            words = [word for word in overrides if "=" in word and not word.startswith("hydra")]
             cfg = compose(config_name, words, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ConfigError):
         return []
-    return _keys(cfg, "") + [folder.name for folder in conf.iterdir() if folder.is_dir()]
-
-
-def _keys(node: DictConfig, prefix: str) -> list[str]:
-    names = []
-    for key in (k for k in node if not str(k).startswith("_")):
-        names.append(f"{prefix}{key}")
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
-            names += _keys(child, f"{prefix}{key}.")
-    return names
+    settings = names(OmegaConf.to_container(cfg, resolve=False))
+    groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
+    return [name for name in settings if "._" not in f".{name}"] + groups
 
 
 def _of_worker(error: ProjectError) -> str:

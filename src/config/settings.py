@@ -1,35 +1,32 @@
-"""Settings held against the types that the constructors declare: their signatures are the only schema there is."""
+"""Settings against the types that constructors declare: their signatures are the only schema."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.comparison.runs import typed
+from src.config.words import nearest, nodes, typed
 from src.errors import ConfigError, require
-from src.config.explain import nearest
 
 AN_OBJECT = "an object: a node of settings with a _target_"
 PLAIN = {  # what a value of a configuration can be, by the type that a constructor declares
-    **{
-        int: int,
-        float: (int, float),
-        bool: bool,
-        str: str,
-        NoneType: NoneType,
-        Path: str,
-        os.PathLike: str,
-    },
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    str: (str,),
+    NoneType: (NoneType,),
+    Path: (str,),
+    os.PathLike: (str,),
 }
-WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+WORDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "null"}
 LARGEST = {float: 3.4e38, int: 2**63 - 1, bool: 1}  # what tensors can hold
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable), (dict, Mapping)
 OF_OBJECTS = ("callback", "logger")  # groups of any number of objects, each with a name
@@ -37,25 +34,24 @@ FILLED_IN = {"trainer.max_steps"}  # null until the data are known
 
 
 def check_settings(cfg: DictConfig, **built_by_hand: type) -> None:
-    """Raise ConfigError, by the name that is typed, where a value is of another type than its constructor declares.
+    """Raise ConfigError where a value is of another type than its constructor declares.
 
-    Numbers must be finite, and what nodes with a ``_target_`` hold must be known to the target. built_by_hand: classes
-    of nodes without a ``_target_``. What cannot be imported or understood is left to Hydra, which has a word on it.
+    The error has the name that is typed. Numbers must be finite, and what nodes with a ``_target_``
+    hold must be known to the target. What cannot be imported or understood is left to whoever builds
+    it, which reports it.
+
+    Arguments:
+        cfg: the composed configuration.
+        built_by_hand: classes of nodes without a ``_target_``.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
-    for path, node in _nodes(raw, ""):
+    for path, node in nodes(raw):
         for key, value in node.items():
-            name = f"{path}{key}"
             if isinstance(value, int | float):
-                most = LARGEST[type(value)]
-                require(
-                    abs(value) <= most,
-                    name,
-                    value,
-                    f"must be a finite number, at most {most:.2g} in size",
-                )
-            sensible = path[:-1] not in OF_OBJECTS or value is None or isinstance(value, Mapping)
-            require(sensible, name, value, f"must be {AN_OBJECT}, or null")
+                _check_size(f"{path}{key}", value)
+            is_object = value is None or isinstance(value, Mapping)
+            allowed = f"must be {AN_OBJECT}, or null"
+            require(is_object or path[:-1] not in OF_OBJECTS, f"{path}{key}", value, allowed)
         target = built_by_hand.get(path[:-1]) or node.get("_target_")
         if target is not None:
             _check_node(raw, path, node, target)
@@ -69,7 +65,7 @@ def setting_of(raw: Mapping[str, Any], path: str) -> tuple[str, Any]:
     """
     done: list[str] = []
     rest, node = path.split("."), raw
-    followed: set[str] = set()  # in circles nobody gets anywhere
+    followed: set[str] = set()  # guards against circular references
     while rest:
         done.append(rest.pop(0))
         node = node.get(done[-1], "???") if isinstance(node, Mapping) else "???"
@@ -81,21 +77,10 @@ def setting_of(raw: Mapping[str, Any], path: str) -> tuple[str, Any]:
     return ".".join(done), node
 
 
-def flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all settings below ``node``."""
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
-def _nodes(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All nodes with their paths, which end in a dot."""
-    yield path, node
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _nodes(value, f"{path}{key}.")
+def _check_size(name: str, value: float) -> None:
+    most = LARGEST[type(value)]
+    allowed = f"must be a finite number, at most {most:.2g} in size"
+    require(abs(value) <= most, name, value, allowed)
 
 
 def _check_node(raw: Mapping[str, Any], path: str, node: Mapping[str, Any], target: Any) -> None:  # noqa: ANN401
@@ -105,12 +90,14 @@ def _check_node(raw: Mapping[str, Any], path: str, node: Mapping[str, Any], targ
         hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
     except (ErrorDuringImport, NameError, TypeError, ValueError):
         return
-    complete = "_target_" in node and all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in node:
-        name, value = setting_of(raw, f"{path}{key}")
-        if complete and key not in parameters and not key.startswith("_"):
+        is_known = key in parameters or key.startswith("_")
+        if "_target_" in node and not takes_any and not is_known:
             advice = nearest(key, list(parameters)) or f"; there are {', '.join(parameters)}"
-            raise ConfigError(f"{path}{key}={typed(value)}: there is no such setting{advice}")
+            value = typed(setting_of(raw, f"{path}{key}")[1])
+            raise ConfigError(f"{path}{key}={value}: there is no such setting{advice}")
+        name, value = setting_of(raw, f"{path}{key}")
         if key in hints and not (value is None and name in FILLED_IN):
             _check(name, value, hints[key])
 
@@ -120,43 +107,61 @@ def _check(name: str, value: object, hint: Any) -> None:  # noqa: ANN401
     if of_mapping and isinstance(value, dict):
         for key, one in value.items():
             _check(f"{name}.{key}", one, of_mapping[0][1])
-    elif not _fits(value, hint):
-        raise ConfigError(f"{name}={typed(value)}: must be {' or '.join(_words(hint))}")
+        return
+    kind = _kind(hint)
+    require(kind.accepts(value), name, typed(value), f"must be {' or '.join(kind.words)}")
 
 
-def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401
-    """Whether a value of a configuration may be given for ``hint``; a whole number is a number."""
+class Kind(NamedTuple):
+    """accepts: whether a value of a configuration may be given. words: what may be, in words."""
+
+    accepts: Callable[[object], bool]
+    words: list[str]
+
+
+def _kind(hint: Any) -> Kind:  # noqa: ANN401
+    """What the type hint of a parameter allows; a whole number is a number."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        return _any_of([_kind(one) for one in inner])
     if kind is Literal:
-        return any(type(value) is type(one) for one in inner)
-    if (
-        kind is Any
-        or isinstance(kind, TypeVar)
-        or (isinstance(value, str) and ("${" in value or value == "???"))
-    ):
-        return True  # the last two are resolved, or found missing, later
-    if isinstance(value, list):
-        return kind in LISTS and all(_fits(one, inner[0]) for one in value if inner)
-    if isinstance(value, dict):
-        return kind not in PLAIN and kind not in LISTS
-    return isinstance(value, PLAIN.get(kind, ())) and (kind is bool or not isinstance(value, bool))
-
-
-def _words(hint: Any) -> list[str]:  # noqa: ANN401
-    """What ``hint`` allows; that an object can be given as well is told only where nothing else can."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        words = list(dict.fromkeys(word for one in inner for word in _words(one)))
-        implied = {AN_OBJECT} if set(words) - {AN_OBJECT, "null"} else set()
-        return [
-            word
-            for word in words
-            if word not in implied | ({"an integer"} if "a number" in words else set())
-        ]
-    if kind is Literal:
-        return list(map(str, inner))
+        types = {type(one) for one in inner}
+        return Kind(lambda value: type(value) in types, [str(one) for one in inner])
+    if kind is Any or isinstance(kind, TypeVar):
+        return Kind(lambda value: True, [AN_OBJECT])
     if kind in LISTS:
-        return [f"a list, each {' or '.join(_words(inner[0]))}" if inner else "a list"]
-    return [WORDS.get(kind, "text" if kind in PLAIN else AN_OBJECT)]
+        return _list_of(_kind(inner[0]) if inner else None)
+    if kind in PLAIN:
+        return Kind(lambda value: _is_plain(value, kind), [WORDS.get(kind, "text")])
+    return Kind(lambda value: isinstance(value, dict) or _is_open(value), [AN_OBJECT])
+
+
+def _any_of(kinds: list[Kind]) -> Kind:
+    """That an object can be given as well is said only where nothing else can."""
+    words = list(dict.fromkeys(word for kind in kinds for word in kind.words))
+    implied = {AN_OBJECT} if set(words) - {AN_OBJECT, "null"} else set()
+    if "a number" in words:
+        implied.add("an integer")
+    said = [word for word in words if word not in implied]
+    return Kind(lambda value: any(kind.accepts(value) for kind in kinds), said)
+
+
+def _list_of(element: Kind | None) -> Kind:
+    def accepts(value: object) -> bool:
+        if not isinstance(value, list):
+            return _is_open(value)
+        return element is None or all(element.accepts(one) for one in value)
+
+    words = "a list" if element is None else f"a list, each {' or '.join(element.words)}"
+    return Kind(accepts, [words])
+
+
+def _is_plain(value: object, kind: type) -> bool:
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, PLAIN[kind]) or _is_open(value)
+
+
+def _is_open(value: object) -> bool:
+    """Whether the value is resolved, or found missing, later."""
+    return isinstance(value, str) and ("${" in value or value == "???")

@@ -10,8 +10,8 @@ from src.metric.base import Measurement
 from src.metric.disentanglement import Disentanglement
 from src.metric.latents import collapse_warning, latent_quality
 from src.model.base import CanEncode, HasPosterior
-from src.training.data import ImageDataModule
 from src.parallel.ranks import share_work
+from src.training.data import ImageDataModule
 
 BATCH = 256
 

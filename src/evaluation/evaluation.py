@@ -11,11 +11,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.rundir.checkpoint import restore
+from src.config.build import build
+from src.config.command import typed_overrides
+from src.config.run_config import run_config
+from src.config.settings import check_settings
+from src.config.trainer import check_seed
 from src.errors import require
-from src.report.card import Card
 from src.evaluation.codes import disentanglement, posterior_quality
-from src.report.bound_terms import bound_terms
 from src.evaluation.generation import Judge, named
 from src.features.base import HasAccuracy
 from src.metric.base import Measurement
@@ -28,13 +30,15 @@ from src.model.base import (
     HasLikelihood,
     HasPosterior,
 )
-from src.training.module import GenerativeModule
-from src.config.build import build
-from src.training.data import ImageDataModule, data_of
-from src.rundir.directory import check_writable, run_config, typed_overrides
 from src.parallel.sampling import Sampler, shards_of
-from src.config.settings import check_settings
-from src.training.trainer import build_trainer, check_seed
+from src.report.bound_terms import bound_terms
+from src.report.card import Card
+from src.report.progress import shown
+from src.rundir.checkpoint import restore
+from src.rundir.directory import check_writable
+from src.training.data import ImageDataModule, data_of
+from src.training.module import GenerativeModule
+from src.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ class Evaluation:
 
     def _losses(self, card: Card) -> None:
         for stage in (self.trainer.validate, self.trainer.test):
-            stage(GenerativeModule(self.model, optimizer=None), self.data, verbose=False)
+            stage(GenerativeModule(self.model), self.data, verbose=False)
             for name, value in self.trainer.callback_metrics.items():
                 split, _, loss = name.partition("/")
                 scaled = loss in SCALED and isinstance(self.model, HasLikelihood)
@@ -115,7 +119,9 @@ class Evaluation:
             return
         features, test = self.judge.features.to(device), self.data.splits["test"]
         autocast = self.trainer.precision_plugin.forward_context
-        sampler = Sampler(self.cfg.seed, self.cfg.batch_size, self.shards, autocast, "sampling")
+        sampler = Sampler(
+            self.cfg.seed, self.cfg.batch_size, self.shards, autocast, shown("sampling")
+        )
         measured = self.judge.measure(
             self.model, self.data.splits["train"], self.num_samples, sampler, test
         )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
 
-from src.report.card import Card
 from src.config.build import build
 from src.logger.loggers import log_picture
 from src.logger.wandb_logger import ID_FILE, close_wandb
+from src.report.card import Card
 
 
 def log_card(cfg: DictConfig, card: Card, output: Path) -> None:

@@ -17,7 +17,8 @@ from src.features.base import Features
 from src.files import atomic_path, content_hash
 from src.metric.base import Reference
 from src.metric.frechet import Moments
-from src.parallel.ranks import gather, rank_and_world, share_work
+from src.parallel.ranks import Progress, gather, rank_and_world, share_work
+from src.report.progress import shown
 
 log = logging.getLogger(__name__)
 RECIPE = (
@@ -50,19 +51,19 @@ def reference_of(
         gather({rank_and_world()[0]: found is not None})
     ):  # or else all compute: it takes every rank
         return found
-    made = Reference(features_of(features, data, what="features of real images"))
+    made = Reference(features_of(features, data, shown("features of real images")))
     if path is not None and rank_and_world()[0] == 0:
         _save(path, made, made.moments if decomposed else None)
     return made
 
 
-def features_of(features: Features, data: ImageData, what: str = "") -> Tensor:
+def features_of(features: Features, data: ImageData, progress: Progress | None = None) -> Tensor:
     """Features (N, d) float32 of all images of a split, on every rank's CPU; the work is shared."""
 
     def of_block(block: range) -> Tensor:
         return features(data.images[torch.arange(block.start, block.stop)]).cpu()
 
-    return torch.cat(share_work(len(data), BATCH, of_block, what))
+    return torch.cat(share_work(len(data), BATCH, of_block, progress))
 
 
 def _key(features: Features, data: ImageData) -> str:

@@ -12,8 +12,9 @@ from src.errors import require
 from src.metric.base import Measurement
 from src.model.base import CanEstimate, CanScore, Effort, Scores
 from src.noise import generators
-from src.training.data import ImageDataModule
 from src.parallel.ranks import share_work
+from src.report.progress import shown
+from src.training.data import ImageDataModule
 
 EFFORT = {  # first part of a name -> the effort that it depends on
     "iwae": "importance_samples",
@@ -66,7 +67,7 @@ class Scoring:
                 return Scores({"log_likelihood": model.log_likelihood(x, noise).cpu()})
             return _to_cpu(model.score(x, self.effort, noise))
 
-        return _joined(share_work(num, self.batch_size, of_block, "likelihood"))
+        return _joined(share_work(num, self.batch_size, of_block, shown("likelihood")))
 
     def measurements(
         self, scores: Scores, model: CanScore | CanEstimate, data: ImageDataModule

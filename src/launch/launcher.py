@@ -17,12 +17,12 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.output import is_first, quiet_logging
+from src.config.settings import check_settings
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
-from src.report.jobs import print_table, write_table
-from src.config.cli import is_first, quiet_logging
+from src.report.jobs import print_jobs, write_jobs
 from src.training.interruption import INTERRUPTION
-from src.config.settings import check_settings
 
 log = logging.getLogger(__name__)
 OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are nothing to a job
@@ -129,8 +129,9 @@ class JobLauncher(Launcher):
                     )
                     ended(job)
         finally:
-            write_table(self.sweep_dir)
-            print_table(self.sweep_dir)
+            table = self.sweep_dir / "jobs.csv"
+            write_jobs(recorded(self.sweep_dir), table)
+            print_jobs(recorded(self.sweep_dir), table)
             if any(job.status not in (*FINISHED, "failed") for job in seen):
                 log.warning(
                     "not all jobs are done: the same command with hydra.sweep.dir=%s goes on",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from src.launch.job import Job
+from src.parallel.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
-DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 OF_THE_OUTER_JOB = (
     "SLURM_",
     "SLURMD_",
@@ -80,5 +77,4 @@ def stop(children: Iterable[subprocess.Popen], seconds: float) -> None:
 
 
 def _die_with_parent() -> None:
-    if LIBC is not None:
-        LIBC.prctl(DIE_WITH_PARENT, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)

@@ -19,8 +19,8 @@ from types import ModuleType
 from src.errors import ConfigError, WorkerLostError, first_line, require
 from src.launch import process
 from src.launch.job import Job, available, check_jobs
-from src.training.interruption import INTERRUPTION
 from src.rundir.lock import ATTEMPT
+from src.training.interruption import INTERRUPTION
 
 REACH, PATIENCE = 3, 10  # seconds for a connection, and for Ray to answer on it
 POLL = 0.2

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from src.errors import ConfigError, require
 from src.launch import process
 from src.launch.job import Job, available, check_jobs, recorded
 from src.launch.slurm_script import write_array
 from src.training.interruption import INTERRUPTION
-from src.rundir.lock import KernelLock
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Slurm:
         alike = defaultdict(list)
         folder = jobs[0].file("sh").parent
         folder.mkdir(parents=True, exist_ok=True)
-        with INTERRUPTION.deferred(), KernelLock(folder / ".submit.lock"):
+        with INTERRUPTION.deferred(), FileLock(folder / ".submit.lock"):
             for job in jobs:
                 for known in recorded(folder.parent, job.number):
                     job.handle, job.starts = known["handle"], known.get("starts", 0)

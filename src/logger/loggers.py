@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.files import atomic_path
 from src.config.build import build
-from src.report.summary import read_history
-from src.rundir.directory import keep_earlier
 from src.logger.wandb_logger import WandbRun
-
-
-class AtomicCSVLogger(CSVLogger):
-    """metrics.csv; a new column replaces the file at once, where Lightning empties it first and writes it again."""
-
-    def __init__(self, save_dir: str, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(save_dir, **settings)
-        if rank_zero_only.rank == 0:
-            self._experiment = _Writer(self.log_dir)
-
-
-class _Writer(ExperimentWriter):
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        with (
-            atomic_path(self.metrics_file_path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=fieldnames)
-            writer.writeheader()
-            writer.writerows(rows)
+from src.rundir.directory import keep_earlier
+from src.rundir.history import read_history
 
 
 def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logger]:

@@ -19,8 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import first_line
 from src.files import write_json
-from src.report.summary import History
 from src.logger.wandb_file import last_row
+from src.rundir.history import History
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -72,8 +72,12 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_image(
-        self, key: str, images: list[Any], step: int | None = None, **kwargs: Any
-    ) -> None:  # noqa: ANN401
+        self,
+        key: str,
+        images: list[Any],
+        step: int | None = None,
+        **kwargs: Any,  # noqa: ANN401 (W&B's)
+    ) -> None:
         """Put pictures of the state after ``step`` optimiser steps into the row of the last of these."""
         super().log_image(key, images, step=None if step is None else max(0, step - 1), **kwargs)
 

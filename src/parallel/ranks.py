@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from src.config.words import flat
 from src.errors import ConfigError, ProjectError, first_line
-from src.config.settings import flat
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
+Progress = Callable[[list[range]], Iterator[range]]  # the same blocks, shown as they are done
 COMMON = (
-    "seed",
-    "model",
-    "dataset",
-    "optimizer",
-    "lr_schedule",
-    "callback",
-    "trainer",
+    *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback", "trainer"),
     "on_nonfinite",
 )
-EVERY_SECONDS = 10  # between two lines of progress in a log file
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -41,15 +30,18 @@ def rank_and_world() -> tuple[int, int]:
     )
 
 
-def my_blocks(num: int, size: int, what: str = "", begin: int = 0) -> Iterator[range]:
-    """This rank's blocks of ``begin .. num - 1``: every ``world``-th of those of ``size`` images, the last one shorter.
+def my_blocks(
+    num: int, size: int, progress: Progress | None = None, begin: int = 0
+) -> Iterator[range]:
+    """This rank's blocks of ``begin .. num - 1``: every ``world``-th of those of ``size`` images.
 
-    A block holds the same images whatever the number of ranks, so a network sees the same batches. what: what the
-    progress of the first rank is called (a bar on a terminal, lines with ETA in a log file); "" shows none.
+    The last one is shorter. A block holds the same images whatever the number of ranks, so a network
+    sees the same batches. progress: shows the work of the first rank; None shows nothing.
     """
     rank, world = rank_and_world()
-    parts = [range(start, min(start + size, num)) for start in range(begin, num, size)][rank::world]
-    return iter(parts) if rank or not what else _shown(parts, what)
+    blocks = [range(start, min(start + size, num)) for start in range(begin, num, size)]
+    own = blocks[rank::world]
+    return iter(own) if rank or progress is None else progress(own)
 
 
 def gather(parts: Mapping[int, T]) -> list[T]:
@@ -62,14 +54,16 @@ def gather(parts: Mapping[int, T]) -> list[T]:
     return [merged[start] for start in sorted(merged)]
 
 
-def share_work(num: int, size: int, work: Callable[[range], T], what: str = "") -> list[T]:
+def share_work(
+    num: int, size: int, work: Callable[[range], T], progress: Progress | None = None
+) -> list[T]:
     """``work`` of every block of ``0 .. num - 1``, each done by one rank: all results, in order, on every rank.
 
     Where ``work`` fails on one rank, it fails on all: see ``failing_together``.
     """
     parts = {}
     with failing_together():
-        for block in my_blocks(num, size, what):
+        for block in my_blocks(num, size, progress):
             parts[block.start] = work(block)
     return gather(parts)
 
@@ -130,42 +124,3 @@ def _told(error: Exception) -> tuple[type[Exception], str]:
     if isinstance(error, ProjectError):
         return type(error), str(error)
     return (ValueError if isinstance(error, ValueError) else RuntimeError), first_line(error)
-
-
-def _shown(parts: list[range], what: str) -> Iterator[range]:
-    total = sum(map(len, parts))
-    return _bar(parts, what, total) if sys.stdout.isatty() else _lines(parts, what, total)
-
-
-def _bar(parts: list[range], what: str, total: int) -> Iterator[range]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        for part in parts:
-            yield part
-            bar.advance(task, len(part))
-
-
-def _lines(parts: list[range], what: str, total: int) -> Iterator[range]:
-    begin = last = time.monotonic()
-    done = 0
-    for part in parts:
-        yield part
-        done, now = done + len(part), time.monotonic()
-        if now - last >= EVERY_SECONDS and done < total:
-            last, speed = now, done / (now - begin)
-            left = (total - done) / speed
-            log.info(
-                "%s %d/%d  %.1f images/s  ETA %d:%02d",
-                what,
-                done,
-                total,
-                speed,
-                left // 60,
-                left % 60,
-            )

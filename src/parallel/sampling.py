@@ -16,18 +16,18 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import Strategy
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
 
+from src.config.build import build
+from src.config.machine import check_machine
+from src.config.trainer import check_seed
 from src.dataset.base import to_uint8
 from src.errors import require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
-from src.config.build import build
-from src.report.pictures import grid
-from src.parallel.ranks import failing_together, gather, my_blocks
-from src.training.trainer import check_machine, check_seed, prepare_process
+from src.parallel.process import prepare_process
+from src.parallel.ranks import Progress, failing_together, gather, my_blocks
 
 log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager]
@@ -65,10 +65,15 @@ class Shards:
 
 
 class Sampler:
-    """Draws sample ``i`` from noise seeded by (seed, i) alone, whatever the batch, rank or repeat it belongs to.
+    """Draws sample ``i`` from noise seeded by (seed, i) alone, whatever its batch, rank or repeat.
 
-    batch_size: images per forward pass; across batch sizes convolutions differ in the last bit, so a pixel in
-    thousands may differ by one grey level. shards: where finished blocks are kept, or None. autocast: the precision's.
+    Arguments:
+        seed: of all noise.
+        batch_size: images per forward pass; across batch sizes convolutions differ in the last bit, so
+            a pixel in thousands may differ by one grey level.
+        shards: where finished blocks are kept, or None.
+        autocast: of the precision.
+        progress: shows the blocks as they are drawn, or None.
     """
 
     def __init__(
@@ -77,19 +82,12 @@ class Sampler:
         batch_size: int,
         shards: Shards | None = None,
         autocast: Autocast = nullcontext,
-        what: str = "",
+        progress: Progress | None = None,
     ) -> None:
-        self.seed, self.batch_size, self.shards, self.autocast, self.what = (
-            seed,
-            batch_size,
-            shards,
-            autocast,
-            what,
-        )
+        self.seed, self.batch_size, self.shards = seed, batch_size, shards
+        self.autocast, self.progress = autocast, progress
         self.seconds, self.drawn = 0.0, 0
-        self.not_finite: set[int] = (
-            set()
-        )  # samples in which the model gave NaN or infinity: rounding hides it
+        self.not_finite: set[int] = set()  # samples with NaN or infinity, which rounding hides
 
     @property
     def seconds_per_image(self) -> float | None:
@@ -100,7 +98,7 @@ class Sampler:
     def blocks(self, model: CanSample, num: int, begin: int = 0) -> Iterator[tuple[int, Tensor]]:
         """This rank's share of samples begin .. num - 1: (first index, uint8 (B, C, H, W) on the CPU) per block."""
         reused = 0
-        for block in my_blocks(num, self.batch_size, self.what, begin):
+        for block in my_blocks(num, self.batch_size, self.progress, begin):
             images = None if self.shards is None else self.shards.load(block)
             if images is None:
                 images = self._draw(model, block)
@@ -153,7 +151,7 @@ def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictCon
     )
 
 
-def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
+def draw(model: CanSample, cfg: DictConfig, shards: Shards, progress: Progress) -> Tensor | None:
     """``cfg.num_samples`` images (N, C, H, W) uint8 on the first rank, None on others; every rank draws its share."""
     prepare_process()
     settings = ("accelerator", "devices", "num_nodes", "precision")
@@ -163,7 +161,7 @@ def draw(model: CanSample, cfg: DictConfig, shards: Shards) -> Tensor | None:
     shards = Shards(
         fabric.broadcast(shards.directory)
     )  # a new output has another name in every process
-    sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, "sampling")
+    sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, progress)
     with failing_together():
         own = dict(sampler.blocks(model, cfg.num_samples))
     parts = gather(own)
@@ -181,19 +179,3 @@ def _strategy(cfg: DictConfig) -> Strategy | str:
         return cfg.trainer.strategy
     target = cfg.trainer.strategy._target_.replace("pytorch_lightning.", "lightning_fabric.")
     return build(cfg, "trainer.strategy", _target_=target)
-
-
-def write_samples(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:
-    """Write samples.npz and the pictures that ``cfg`` asks for; returns the names of the pictures."""
-    with atomic_path(output / "samples.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, samples=images.permute(0, 2, 3, 1).numpy())
-    pictures = {"grid.png": grid(images[: cfg.grid_images])}
-    if cfg.images:
-        pictures |= {
-            f"images/{i:06d}.png": image.permute(1, 2, 0).squeeze(-1).numpy()
-            for i, image in enumerate(images)
-        }
-    for name, picture in pictures.items():
-        with atomic_path(output / name) as temporary:
-            Image.fromarray(picture).save(temporary, format="PNG")
-    return list(pictures)

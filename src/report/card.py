@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from src.comparison.runs import brief
-from src.files import atomic_path, write_json, write_text
+from src.config.words import brief
+from src.files import write_json, write_text
 from src.metric.base import Measurement
+from src.report.pictures import save_png
 from src.report.readings import reading
 from src.rundir.directory import keep_earlier
 
@@ -81,8 +81,7 @@ class Card:
         write_text(files[1], self._markdown())
         for name, picture in self.pictures.items():
             files.append(directory / f"evaluation-{name}.png")
-            with atomic_path(files[-1]) as temporary:
-                Image.fromarray(picture).save(temporary, format="PNG")
+            save_png(picture, files[-1])
         return files
 
     def show(self) -> None:

@@ -5,48 +5,45 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from src.files import write_text
-from src.launch.job import recorded
 
 COLUMNS = ("job", "overrides", "status", "metric", "run_dir", "detail")
+LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]?\d+)?")
 
 
-def write_table(sweep_dir: Path) -> None:
-    """Write ``jobs.csv``: all jobs of the directory, with all their overrides."""
+def write_jobs(jobs: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Write ``jobs.csv``: all jobs of a sweep directory as recorded, with all their overrides."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for job in recorded(sweep_dir):
-        words = " ".join(job["overrides"])
-        table.writerow(
-            [job["number"], words, job["status"], job["metric"], job["run_dir"], job["detail"]]
-        )
-    write_text(sweep_dir / "jobs.csv", text.getvalue())
-
-
-def print_table(sweep_dir: Path) -> None:
-    """Print all jobs of the directory: of the overrides their own, of the run directories the names."""
-    jobs = recorded(sweep_dir)
-    measured = {job.get("metric_name") for job in jobs} - {None}
-    rows = [
-        tuple(
-            measured.pop() if name == "metric" and len(measured) == 1 else name for name in COLUMNS
-        )
-    ]
     for job in jobs:
-        metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
-        place = Path(job["run_dir"]).name
-        name = re.sub(
-            r"\d+\.\d{5,}(e[-+]?\d+)?",
-            lambda number: f"{float(number[0]):.4g}",
-            job.get("name", ""),
-        )
-        rows.append((str(job["number"]), name, job["status"], metric, place, job["detail"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+        cells = [job[name] for name in ("status", "metric", "run_dir", "detail")]
+        table.writerow([job["number"], " ".join(job["overrides"]), *cells])
+    write_text(target, text.getvalue())
+
+
+def print_jobs(jobs: Sequence[Mapping[str, Any]], table: Path) -> None:
+    """Print the jobs: of the overrides their own, of the run directories the names.
+
+    table: the file that has all overrides.
+    """
+    measured = {job.get("metric_name") for job in jobs} - {None}
+    metric = measured.pop() if len(measured) == 1 else "metric"
+    rows = [tuple(metric if name == "metric" else name for name in COLUMNS)]
+    rows += [_row(job) for job in jobs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    print(f"{sweep_dir / 'jobs.csv'} has all overrides", flush=True)
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+    print(f"{table} has all overrides", flush=True)
+
+
+def _row(job: Mapping[str, Any]) -> tuple[str, ...]:
+    metric = "" if job["metric"] is None else f"{job['metric']:.6g}"
+    name = LONG_NUMBER.sub(lambda number: f"{float(number[0]):.4g}", job.get("name", ""))
+    place = Path(job["run_dir"]).name
+    return (str(job["number"]), name, job["status"], metric, place, job["detail"])

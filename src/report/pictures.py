@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from src.files import atomic_path
+
 CELL = 48  # pixels: images smaller than this are enlarged by a whole factor
+
+
+def save_png(picture: np.ndarray, target: Path) -> None:
+    """Write a picture (H, W) or (H, W, 3) uint8 atomically; raises StorageError."""
+    with atomic_path(target) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:

@@ -10,17 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from src.files import atomic_path
-from src.sweep.study import Trials
 
 ENOUGH = 4  # complete trials; importances of fewer are noise
 
 
-def draw_study(trials: Trials, names: list[str], target: Path) -> None:
+def draw_study(study: Study, names: list[str], target: Path) -> None:
     """Write one PNG of a study with complete trials. names: of the objectives."""
-    importances = len(trials.complete()) >= ENOUGH
+    importances = len(complete(study)) >= ENOUGH
     rows = [
         [(_history, index), *([(_importance, index)] if importances else [])]
         for index in range(len(names))
@@ -33,21 +33,28 @@ def draw_study(trials: Trials, names: list[str], target: Path) -> None:
     mosaic = [[f"{draw.__name__}{index}" for draw, index in row] for row in rows]
     for panel, axes in figure.subplot_mosaic(mosaic).items():
         draw, index = panels[panel]
-        draw(axes, trials, names, index)
+        draw(axes, study, names, index)
         axes.grid(alpha=0.3)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _history(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
+def complete(study: Study) -> list[FrozenTrial]:
+    """Trials with a result."""
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def _history(axes: Axes, study: Study, names: list[str], index: int) -> None:
     """Values over trial numbers, and the best so far; pruned and failed trials at the foot."""
-    complete = trials.complete()
-    numbers, values = [t.number for t in complete], [t.values[index] for t in complete]
+    done = complete(study)
+    numbers, values = [t.number for t in done], [t.values[index] for t in done]
     axes.plot(numbers, values, "o", markersize=4, label="complete")
-    best = list(accumulate(values, min if trials.minimized[index] else max))
+    best = list(
+        accumulate(values, min if study.directions[index] == StudyDirection.MINIMIZE else max)
+    )
     axes.step(numbers, best, where="post", label="best so far")
     for state, mark in ((TrialState.PRUNED, "|"), (TrialState.FAIL, "x")):
-        others = trials.study.get_trials(deepcopy=False, states=[state])
+        others = study.get_trials(deepcopy=False, states=[state])
         if others:
             at = axes.get_xaxis_transform()
             label = {"PRUNED": "pruned", "FAIL": "failed"}[state.name]
@@ -66,9 +73,9 @@ def _history(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
     axes.legend()
 
 
-def _importance(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
+def _importance(axes: Axes, study: Study, names: list[str], index: int) -> None:
     """Share of the variance of an objective that each setting explains (fANOVA), where it varies."""
-    if len({trial.values[index] for trial in trials.complete()}) < 2:
+    if len({trial.values[index] for trial in complete(study)}) < 2:
         axes.text(
             0.5,
             0.5,
@@ -78,7 +85,7 @@ def _importance(axes: Axes, trials: Trials, names: list[str], index: int) -> Non
         )
         return
     shares = get_param_importances(
-        trials.study,
+        study,
         evaluator=FanovaImportanceEvaluator(seed=0),
         target=lambda trial: trial.values[index],
     )
@@ -87,10 +94,10 @@ def _importance(axes: Axes, trials: Trials, names: list[str], index: int) -> Non
     axes.set(xlabel=f"share of the variance of {names[index]}", title="importance", xlim=(0, 1))
 
 
-def _front(axes: Axes, trials: Trials, names: list[str], index: int) -> None:
+def _front(axes: Axes, study: Study, names: list[str], index: int) -> None:
     """The first two objectives against each other."""
-    values = np.array([trial.values[:2] for trial in trials.complete()])
-    best = sorted(trial.values[:2] for trial in trials.best())
+    values = np.array([trial.values[:2] for trial in complete(study)])
+    best = sorted(trial.values[:2] for trial in study.best_trials)
     axes.plot(*values.T, "o", markersize=4, color="grey", label="complete")
     axes.plot(*np.array(best).T, "o-", markersize=5, color="C3", label="Pareto front")
     axes.set(xlabel=names[index], ylabel=names[index + 1], title="Pareto front")

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from src.config.build import construct
+from src.config.untrusted import check_config, shown, values
 from src.errors import CheckpointError, ProjectError, first_line
 from src.model.base import GenerativeModel
 from src.rundir.store import CheckpointStore, damage
-from src.config.untrusted import check_config, shown, values
 
 log = logging.getLogger(__name__)
 
@@ -147,16 +147,13 @@ def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel
     """
     try:
         with _no_larger_than(checkpoint["state_dict"]):
-            model = instantiate(OmegaConf.create(node), _convert_="all")
+            plain = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+            model = construct(plain, "model")
     except ProjectError:
         raise
     except Exception as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ProjectError):
-            raise cause from error
-        raise CheckpointError(
-            f"the model of the checkpoint cannot be built: {first_line(cause)}"
-        ) from error
+        why = f"the model of the checkpoint cannot be built: {first_line(error)}"
+        raise CheckpointError(why) from error
     if not isinstance(model, GenerativeModel):
         raise CheckpointError(
             f"the checkpoint describes {shown(type(model).__name__)}, which is no model"

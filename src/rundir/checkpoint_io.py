@@ -11,9 +11,9 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from src.rundir.checkpoint import read_checkpoint
 from src.errors import NonFiniteError, StorageError
 from src.files import atomic_path
+from src.rundir.checkpoint import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,8 +27,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.config = config
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
-    ) -> None:  # noqa: ANN401
+        self,
+        checkpoint: dict[str, Any],
+        path: _PATH,
+        storage_options: Any = None,  # noqa: ANN401 (Lightning's)
+    ) -> None:
         """Write the checkpoint atomically.
 
         Raises NonFiniteError where weights are not finite, StorageError when the disk refuses.

@@ -47,14 +47,20 @@ def locked(directory: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def held(directory: Path) -> bool:
-    """Whether a process that lives, or may live on another host, holds the lock of ``directory``."""
+def check_free(directory: Path) -> None:
+    """Raise StorageError where ``held``."""
+    problem = held(directory)
+    if problem:
+        raise StorageError(f"hydra.run.dir={directory}: {problem}")
+
+
+def held(directory: Path) -> str:
+    """Why ``directory`` cannot be locked: a process holds it that lives, or may, on another host; or ""."""
+    path = directory / NAME
     try:
-        return bool(
-            _why_not(_owner((directory / NAME).read_text(encoding="utf-8")), directory / NAME)
-        )
+        return _why_not(_owner(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def _take(path: Path, mine: str) -> None:
@@ -163,26 +169,3 @@ def _start_of(pid: int) -> str | None:
     except OSError:  # not Linux, or hidden: the process id alone has to do
         return ""
     return None if state == "Z" else f"{boot} {fields[18]}"
-
-
-class KernelLock:
-    """Held by one process at a time, and gone with it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def acquire(self) -> bool:
-        """Wait for it."""
-        self._file = open(self.path, "w")  # noqa: SIM115 (closed by release)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        """Let the next one have it."""
-        self._file.close()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()

@@ -17,6 +17,11 @@ LAST = "last.ckpt"  # another name of the file that the pointer names
 STEP = re.compile(r"step-(\d+)\.ckpt")
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run directory that a checkpoint file belongs to, or the folder that it lies in."""
+    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint file, or "": torch writes checksums and never looks at them."""
     try:

@@ -18,9 +18,9 @@ from optuna.distributions import (
 )
 from optuna.samplers import GridSampler
 
-from src.errors import ConfigError, first_line
 from src.config.cli import CONF
-from src.config.explain import nearest
+from src.config.words import nearest
+from src.errors import ConfigError, first_line
 
 Space = dict[str, BaseDistribution]
 FORMS = "choice(a, b), range(start, stop, step), interval(low, high), int(interval(low, high)) or tag(log, ...) of one"

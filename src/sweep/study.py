@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
@@ -20,7 +21,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from src.errors import ConfigError
 from src.files import write_text
 from src.rundir import lock
-from src.rundir.lock import KernelLock
 from src.sweep.space import Space
 from src.sweep.storage import open_storage
 
@@ -53,7 +53,7 @@ class Trials:
         self.space, self.folder = space, folder
         self.driver = folder / DRIVERS / f"{socket.gethostname()}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._alone = KernelLock(folder / f"{DRIVERS}.lock")  # one driver at a time judges and asks
+        self._alone = FileLock(folder / f"{DRIVERS}.lock")  # one driver at a time judges and asks
         with self._alone:
             self.study = optuna.create_study(
                 study_name=name,
@@ -66,7 +66,7 @@ class Trials:
 
     @contextmanager
     def driving(self) -> Iterator[None]:
-        """Be seen to live while the block runs."""
+        """Hold this driver's lock for the duration of the block."""
         with ExitStack() as stack:
             with self._alone:
                 self.driver.mkdir(parents=True, exist_ok=True)

@@ -16,11 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState
 
+from src.config.build import build, naming
+from src.config.words import nearest
 from src.errors import ConfigError, first_line, require
 from src.launch.job import FINISHED, Job, JobFailed
 from src.launch.launcher import JobLauncher
-from src.config.build import build, naming
-from src.config.explain import nearest
 from src.report.study import draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
 from src.sweep.study import OWNER, Trials
@@ -56,7 +56,8 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
             raise job.error(jobs)
     failed = trials.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
     if failed:
-        what = f"{len(failed)} trials of the study have failed, trial {failed[0].number} first; see {folder / 'jobs.csv'}"
+        first = f"trial {failed[0].number} first; see {folder / 'jobs.csv'}"
+        what = f"{len(failed)} trials of the study have failed, {first}"
         raise JobFailed(f"sweep.study={config.sweep.study}: {what}", None)
 
 
@@ -211,4 +212,4 @@ def _show(trials: Trials, names: list[str]) -> None:
         settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
         print(f"  best  {trial.number}  {values}  {settings}  {trials.directory(trial.number)}")
     if picture:
-        draw_study(trials, names, picture)
+        draw_study(trials.study, names, picture)

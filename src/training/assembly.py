@@ -1,7 +1,8 @@
-"""All objects of a training run, built and checked before anything is written."""
+"""A training run put together in three phases: check, build, prepare; nothing is written yet."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,20 +10,35 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from src.errors import ConfigError, require
-from src.training.module import GenerativeModule
-from src.noise import generator
 from src.config.build import build, naming
-from src.rundir.checkpoint_io import AtomicCheckpointIO
-from src.training.data import ImageDataModule, data_of
-from src.config.explain import nearest
-from src.parallel.ranks import SameOnAllRanks
-from src.rundir.same_run import check_same_run
-from src.rundir.directory import check_writable, plain
 from src.config.settings import check_settings
-from src.rundir.resume import Start, starting_point
-from src.training.trainer import build_trainer, check_seed, check_trainer, fill_length
+from src.config.trainer import check_seed, check_trainer
+from src.config.words import nearest
+from src.errors import ConfigError, require
+from src.model.base import GenerativeModel
+from src.noise import generator
+from src.parallel.ranks import SameOnAllRanks
+from src.rundir.checkpoint_io import AtomicCheckpointIO
+from src.rundir.directory import check_free, check_writable
+from src.rundir.provenance import plain
+from src.rundir.resume import Start, check_same_run, starting_point
+from src.training.data import ImageDataModule, data_of
+from src.training.interruption import INTERRUPTION
+from src.training.module import GenerativeModule
+from src.training.trainer import build_trainer, counts_epochs, fill_length
+
+STAGES = ("train", "val", "test")
+
+
+class Parts(NamedTuple):
+    """What is built before the data are read. scheduler: None where only the data say how long."""
+
+    model: GenerativeModel
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    callbacks: dict[str, pl.Callback]
 
 
 class Assembly(NamedTuple):
@@ -35,87 +51,117 @@ class Assembly(NamedTuple):
     config: dict[str, Any]
 
 
-def _check_optimizer(cfg: DictConfig, module: GenerativeModule) -> Optimizer:
-    """The optimiser; torch refuses a negative number without its name, and takes a rate of 0."""
-    rate = cfg.optimizer.get("lr", 1)
-    require(rate > 0, "optimizer.lr", rate, "must be > 0")
-    for key, value in cfg.optimizer.items():
-        require(
-            not isinstance(value, int | float) or value >= 0,
-            f"optimizer.{key}",
-            value,
-            "must be >= 0",
-        )
-    with naming("optimizer"):
-        return module.make_optimizer()
-
-
-@torch.no_grad()
-def _losses(cfg: DictConfig, module: GenerativeModule) -> set[str]:
-    """Names of the losses that will be logged, from an image that there need not be yet."""
-    image = torch.zeros(1, *cfg.dataset.image_shape)
-    losses = module.model.eval().loss(image, None, [generator("check")])
-    module.model.train()
-    return {f"{stage}/{loss}" for stage in ("train", "val", "test") for loss in losses}
-
-
-def _check_bits(module: GenerativeModule, data: ImageDataModule) -> None:
-    """Raise ConfigError where the likelihood is one of bits and the images are grey."""
-    if getattr(module.model, "discrete_scale", None) == "bits":
-        images = data.batch("val", range(min(16, len(data.splits["val"])))).x
-        advice = "dataset.binarize=dynamic has the same expected loss; likelihood=logistic is one of grey values"
-        if not (images.abs() == 1).all():
-            raise ConfigError(f"likelihood=bernoulli: the images are not binarised; {advice}")
-
-
-def _check_monitored(cfg: DictConfig, losses: set[str], callbacks: dict[str, pl.Callback]) -> None:
-    """Raise ConfigError when no loss and no callback will log the optimised metric or what a callback monitors."""
-    known = sorted(
-        losses.union(*(getattr(callback, "logged", ()) for callback in callbacks.values()))
-    )
-    wanted = {
-        f"callback.{key}.monitor": getattr(callback, "monitor", None)
-        for key, callback in callbacks.items()
-    }
-    for setting, name in ({"optimized_metric": cfg.optimized_metric} | wanted).items():
-        allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
-        require(name in known or (name is None and setting in wanted), setting, name, allowed)
-
-
 def assemble(cfg: DictConfig) -> Assembly:
-    """Build the run that ``cfg`` describes and read its data. Raises what is wrong with it; nothing exists yet."""
+    """Put together the run that ``cfg`` describes, its data read and its features trained.
+
+    Raises subclasses of ProjectError for what is wrong with it; what takes long comes last.
+    """
+    start = check(cfg)
+    parts = build_parts(cfg, start)
+    return prepare(cfg, start, parts)
+
+
+def check(cfg: DictConfig) -> Start:
+    """Refuse what the configuration alone decides, and find where the run begins."""
     check_settings(cfg, dataset=ImageDataModule)
     check_seed(cfg.seed)
     check_trainer(cfg.trainer)
-    pl.seed_everything(cfg.seed, verbose=False)
+    _check_optimizer(cfg.optimizer)
+    INTERRUPTION.give(cfg.grace_seconds)
     check_writable(Path(cfg.run_dir), "hydra.run.dir")
     start = starting_point(cfg)
+    check_free(Path(cfg.run_dir), start.resumes)
     check_same_run(cfg, start)
-    module = GenerativeModule(
-        build(cfg, "model"), build(cfg, "optimizer"), build(cfg, "lr_schedule")
-    )
-    optimizer = _check_optimizer(cfg, module)
-    with naming("lr_schedule"):
-        module.make_lr_schedule(optimizer, total_steps=1)
+    return start
+
+
+def build_parts(cfg: DictConfig, start: Start) -> Parts:
+    """Build the objects, which check themselves; the names that will be logged are known then."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = build(cfg, "model")
+    make_optimizer, make_schedule = build(cfg, "optimizer"), build(cfg, "lr_schedule")
+    with naming("optimizer"):
+        optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
+    scheduler = None
+    if not counts_epochs(cfg.trainer):
+        scheduler = _scheduler(make_schedule, optimizer, fill_length(cfg))
     nodes = {name: node for name, node in cfg.callback.items() if node and "_target_" in node}
     callbacks = {name: build(cfg, f"callback.{name}") for name in nodes}
-    losses = _losses(cfg, module)
-    _check_monitored(cfg, losses, callbacks)
-    start.give_weights(module.model)
-    data = data_of(cfg)  # the first that may take long: a download
-    _check_bits(module, data)
-    total_steps = fill_length(
-        cfg, steps_per_epoch=len(data.splits["train"]) // data.global_batch_size
-    )
-    with naming("lr_schedule"):
-        module.make_lr_schedule(optimizer, total_steps)
+    _check_monitored(cfg, model, callbacks)
+    start.give_weights(model)
+    return Parts(model, optimizer, scheduler, callbacks)
+
+
+def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
+    """Do what may take long: read or download the data, train or download the features."""
+    model, optimizer, scheduler, callbacks = parts
+    data = data_of(cfg)
+    _check_bits(model, data)
+    if scheduler is None:
+        total_steps = fill_length(cfg, len(data.splits["train"]) // data.global_batch_size)
+        scheduler = _scheduler(build(cfg, "lr_schedule"), optimizer, total_steps)
     config = plain(cfg)
-    io = AtomicCheckpointIO(config)
     same = SameOnAllRanks(config, start.step)
+    io = AtomicCheckpointIO(config)
     trainer = build_trainer(cfg, callbacks=[same, *callbacks.values()], plugins=[io], logger=False)
     data.shares(trainer)
-    for callback in callbacks.values():  # the second: features are trained or downloaded
+    for callback in callbacks.values():
         if hasattr(callback, "prepare"):
-            callback.prepare(module.model, data)
-    _check_monitored(cfg, losses, callbacks)  # again: one may have found that it has nothing to log
+            callback.prepare(model, data)
+    module = GenerativeModule(model, optimizer, scheduler)
     return Assembly(start, module, data, trainer, config)
+
+
+def _check_optimizer(node: DictConfig) -> None:
+    """torch refuses a negative number without its name, and takes a rate of 0."""
+    rate = node.get("lr", 1)
+    require(rate > 0, "optimizer.lr", rate, "must be > 0")
+    for key, value in node.items():
+        is_negative = isinstance(value, int | float) and value < 0
+        require(not is_negative, f"optimizer.{key}", value, "must be >= 0")
+
+
+def _scheduler(
+    make: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: float
+) -> LRScheduler:
+    with naming("lr_schedule"):
+        return make(optimizer, total_steps=total_steps)
+
+
+def _check_monitored(
+    cfg: DictConfig, model: GenerativeModel, callbacks: Mapping[str, pl.Callback]
+) -> None:
+    """Raise ConfigError where nothing will log the optimised metric, or what a callback monitors."""
+    logged = _losses(cfg, model)
+    for callback in callbacks.values():
+        if hasattr(callback, "logged"):
+            logged |= callback.logged(model)
+    known = sorted(logged)
+    wanted = {"optimized_metric": cfg.optimized_metric}
+    for key, callback in callbacks.items():
+        if getattr(callback, "monitor", None) is not None:
+            wanted[f"callback.{key}.monitor"] = callback.monitor
+    for setting, name in wanted.items():
+        allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
+        require(name in known, setting, name, allowed)
+
+
+@torch.no_grad()
+def _losses(cfg: DictConfig, model: GenerativeModel) -> set[str]:
+    """Names of the losses that will be logged, from a dummy image: the data are not read yet."""
+    image = torch.zeros(1, *cfg.dataset.image_shape)
+    losses = model.eval().loss(image, None, [generator("check")])
+    model.train()
+    return {f"{stage}/{loss}" for stage in STAGES for loss in losses}
+
+
+def _check_bits(model: GenerativeModel, data: ImageDataModule) -> None:
+    """Raise ConfigError where the likelihood is one of bits and the images are grey."""
+    if getattr(model, "discrete_scale", None) != "bits":
+        return
+    images = data.batch("val", range(min(16, len(data.splits["val"])))).x
+    if not (images.abs() == 1).all():
+        advice = "dataset.binarize=dynamic has the same expected loss"
+        other = "likelihood=logistic is one of grey values"
+        why = "the images are not binarised"
+        raise ConfigError(f"likelihood=bernoulli: {why}; {advice}; {other}")

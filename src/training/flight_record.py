@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from src.config.command import train_command
 from src.dataset.base import Batch
 from src.files import atomic_path, write_text
 from src.model.base import DrawsTimes
 from src.noise import generators
-from src.report.summary import train_command
 from src.rundir.store import CheckpointStore
 
 

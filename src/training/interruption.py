@@ -10,18 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from src.errors import require
+from src.config.output import silence
+from src.errors import Interrupted, require
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 MARGIN = 1.5  # seconds of the grace that remain when the process gives up waiting for a boundary
-
-
-class Interrupted(BaseException):
-    """The program was asked to stop. exit_code: 130 after Ctrl-C, else 143."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 130 if signum == signal.SIGINT else 143
 
 
 class Interruption:
@@ -56,10 +49,10 @@ class Interruption:
             return
         before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGHUP)}
         terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        ear, mouth = os.pipe()
-        os.set_blocking(mouth, False)
-        wakeup = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(ear,), daemon=True, name="signals").start()
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="signals").start()
         signal.signal(signal.SIGHUP, lambda *_: silence(terminals))
         self._depth, self.requested = 1, None
         self.listen()
@@ -73,7 +66,7 @@ class Interruption:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             signal.set_wakeup_fd(wakeup)
-            os.close(mouth)  # the thread ends, and with it the deadline
+            os.close(write_end)  # the thread ends, and with it the deadline
             self.requested, self.busy, self.may_leave, self._depth = None, False, False, 0
 
     def listen(self) -> None:
@@ -83,7 +76,7 @@ class Interruption:
                 signal.signal(signum, self._on_signal)
 
     def request(self, signum: int = signal.SIGTERM) -> None:
-        """Ask for a stop, as another rank has been asked."""
+        """Request a stop because another rank received a signal."""
         self.requested = self.requested or signum
 
     def leave_if_requested(self) -> None:
@@ -118,10 +111,10 @@ class Interruption:
         if again or not self.busy:
             raise Interrupted(self.requested)
 
-    def _watch(self, ear: int) -> None:
+    def _watch(self, read_end: int) -> None:
         """Count signals as they arrive, and end the process when its time is over."""
         seen: list[int] = []
-        with os.fdopen(ear, "rb", buffering=0) as pipe:
+        with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while signals := pipe.read(64):
                 for signum in signals:
                     if signum in STOPPING:
@@ -136,14 +129,6 @@ def leave_signals_to_parent(worker: int) -> None:
     """For data workers: a signal to the whole process group is the training's business, which ends its workers."""
     for signum in (*STOPPING, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-
-
-def silence(outputs: list[int]) -> None:
-    """Write to nowhere instead of a terminal or a reader that is gone; train.log has it all."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for output in outputs:
-        os.dup2(nowhere, output)
-    os.close(nowhere)
 
 
 def _give_up(signum: int, patience: float, pipe: object) -> None:

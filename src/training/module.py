@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,20 +16,23 @@ from src.noise import generators, mix
 
 
 class GenerativeModule(pl.LightningModule):
-    """Trains any GenerativeModel on its own loss; logs ``train/*`` per step, ``val/*`` and ``test/*`` per epoch.
+    """Trains any GenerativeModel on its own loss; logs ``train/*`` per step, the others per epoch.
 
-    optimizer: parameters -> Optimizer. lr_schedule: (optimizer, total_steps) -> LRScheduler stepped per optimiser step.
+    Arguments:
+        model: what is trained.
+        optimizer: over its parameters; None where nothing is trained.
+        scheduler: of the learning rate, stepped per optimiser step.
     """
 
     def __init__(
         self,
         model: GenerativeModel,
-        optimizer: Callable[..., Optimizer],
-        lr_schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self._optimizer, self._lr_schedule = optimizer, lr_schedule
+        self._optimizer, self._scheduler = optimizer, scheduler
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; dropout is keyed like all other noise."""
@@ -47,34 +49,20 @@ class GenerativeModule(pl.LightningModule):
         self._losses(batch, "test")
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimiser over all trainable parameters and the schedule, stepped per optimiser step."""
-        optimizer = self.make_optimizer()
-        if self._lr_schedule is None:
-            return {"optimizer": optimizer}
-        scheduler = self.make_lr_schedule(optimizer, self.trainer.estimated_stepping_batches)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def make_optimizer(self) -> Optimizer:
-        """The optimiser over all trainable parameters."""
-        return self._optimizer([p for p in self.parameters() if p.requires_grad])
-
-    def make_lr_schedule(self, optimizer: Optimizer, total_steps: float) -> LRScheduler:
-        """The learning-rate schedule over a run of ``total_steps`` optimiser steps."""
-        return self._lr_schedule(optimizer, total_steps=total_steps)
+        """What Lightning steps after every batch, or every few of them."""
+        if self._scheduler is None:
+            return {"optimizer": self._optimizer}
+        schedule = {"scheduler": self._scheduler, "interval": "step"}
+        return {"optimizer": self._optimizer, "lr_scheduler": schedule}
 
     def _losses(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         losses = self.model.loss(batch.x, batch.label, generators(batch.seeds))
         training = stage == "train"
         values = losses.values()
-        if (
-            training and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
-        ):  # what is logged is of all ranks
-            values = self.trainer.strategy.reduce(
-                torch.stack([value.detach() for value in values]), reduce_op="mean"
-            )
+        if training and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            # what is logged is of all ranks
+            own = torch.stack([value.detach() for value in values])
+            values = self.trainer.strategy.reduce(own, reduce_op="mean")
         named = {f"{stage}/{name}": value for name, value in zip(losses, values, strict=True)}
         self.log_dict(
             named,

@@ -1,0 +1,120 @@
+"""Whether this machine and this job can give what the trainer's settings ask for."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+
+from src.errors import ConfigError, require
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # noise is float32: weights must be too
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+STRATEGIES = ("auto", "ddp", "DDPStrategy")
+
+
+class Machine(NamedTuple):
+    """What a run may use here. gpus: 0 where it is on the CPU."""
+
+    gpus: int
+    cores: int
+
+    @classmethod
+    def of(cls, accelerator: str) -> Machine:
+        """This machine under ``trainer.accelerator``; raises ConfigError where it has no GPU."""
+        gpus = CUDAAccelerator.auto_device_count() or int(MPSAccelerator.is_available())
+        if accelerator not in ("auto", "cpu") and not gpus:
+            why = "this machine has no GPU; use trainer=cpu, or trainer=default for what there is"
+            raise ConfigError(f"trainer.accelerator={accelerator}: {why}")
+        return cls(0 if accelerator == "cpu" else gpus, os.cpu_count() or 1)
+
+    @property
+    def most_devices(self) -> int:
+        """Two processes on one core still show whether a run works on several."""
+        return self.gpus or max(2, self.cores)
+
+    def __str__(self) -> str:
+        return f"{self.gpus} GPUs" if self.gpus else f"{self.cores} CPU cores"
+
+
+def check_machine(node: DictConfig) -> None:
+    """Raise ConfigError where ``cfg.trainer`` asks for what is unknown, or not there."""
+    for key, known in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+        allowed = f"must be one of {', '.join(known)}"
+        require(node[key] in known, f"trainer.{key}", node[key], allowed)
+    machine = Machine.of(node.accelerator)
+    advice = "needs a GPU, and this run is on the CPU; use trainer.precision=bf16-mixed or 32-true"
+    is_possible = machine.gpus > 0 or node.precision != "16-mixed"
+    require(is_possible, "trainer.precision", node.precision, advice)
+    nodes = node.num_nodes
+    is_count = isinstance(nodes, int) and nodes >= 1
+    require(is_count, "trainer.num_nodes", nodes, "must be an integer >= 1")
+    _check_job(_num_devices(node.devices, machine), nodes)
+    _check_strategy(node)
+
+
+def _num_devices(devices: object, machine: Machine) -> int:
+    """Devices on each node; of GPUs Lightning also takes lists, as in [0,2] or "0,2"."""
+    if isinstance(devices, int) or not machine.gpus:
+        fits = isinstance(devices, int) and 1 <= devices <= machine.most_devices
+        allowed = f"must be auto or from 1 to {machine.most_devices}: this machine has {machine}"
+        require(fits or devices == "auto", "trainer.devices", devices, allowed)
+    if devices == "auto":
+        return machine.gpus or 1
+    return devices if isinstance(devices, int) else len(CUDAAccelerator.parse_devices(devices))
+
+
+def _check_strategy(node: DictConfig) -> None:
+    named = isinstance(node.strategy, str)
+    strategy = node.strategy if named else OmegaConf.select(node, "strategy._target_")
+    why = "every rank holds all weights, see docs/scaling.md"
+    allowed = f"must be one of {', '.join(STRATEGIES)}: {why}"
+    is_known = str(strategy).rpartition(".")[2] in STRATEGIES
+    require(is_known, "trainer.strategy", strategy, allowed)
+    seconds = OmegaConf.select(node, "strategy.timeout.seconds", default=1)
+    fits = isinstance(seconds, int | float) and 0 < seconds <= 1e6
+    allowed = "must be a number of seconds from > 0 to 1e6"
+    require(fits, "trainer.strategy.timeout.seconds", seconds, allowed)
+
+
+def _check_job(devices: int, nodes: int) -> None:
+    """Raise ConfigError unless this job has as many processes as the settings say.
+
+    Each would be a run of its own.
+    """
+    launcher, world, here = _processes(devices, nodes)
+    if (world, here) != (devices * nodes, devices):
+        found = f"{launcher} has started {world} processes, {here} on a node"
+        settings = f"trainer.devices={here} trainer.num_nodes={world // here}"
+        asked = f"trainer.devices={devices} and trainer.num_nodes={nodes}"
+        raise ConfigError(f"{asked}: {found}; give trainer=ddp {settings}")
+    alone = launcher is None and nodes > 1 and "MASTER_ADDR" not in os.environ
+    why = "this process was started alone"
+    advice = f"{why}; use torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+    require(not alone, "trainer.num_nodes", nodes, advice)
+    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    advice = (
+        "jobs of --multirun with several devices must be processes of their own; use launcher=local"
+    )
+    require(not is_job or world == 1, "trainer.devices", devices, advice)
+
+
+def _processes(devices: int, nodes: int) -> tuple[str | None, int, int]:
+    """Who has started the processes of this job, how many there are, and how many on this node.
+
+    Where nobody has, Lightning starts what the settings say.
+    """
+    job = os.environ
+    if TorchElasticEnvironment.detect():
+        return "torchrun", int(job["WORLD_SIZE"]), int(job["LOCAL_WORLD_SIZE"])
+    if "SLURM_NTASKS" not in job or SLURMEnvironment.job_name() in ("bash", "interactive"):
+        return None, devices * nodes, devices
+    world = int(job["SLURM_NTASKS"])
+    allowed = "tasks of a Slurm job are not placed; give --ntasks-per-node instead"
+    require(world == 1 or "SLURM_NTASKS_PER_NODE" in job, "--ntasks", world, allowed)
+    return "Slurm", world, int(job.get("SLURM_NTASKS_PER_NODE", 1))

@@ -1,0 +1,44 @@
+"""A process that runs a model: quiet, and gone with the one that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import warnings
+
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent is gone
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+NOT_NEWS = (  # Lightning's warnings about choices that are ours
+    "does not have many workers",
+    "exists and is not empty",
+    "logging interval",
+    "LeafSpec",
+    "Grad strides",
+    "sync_dist=True",  # what is logged without is the same on all ranks
+    "srun. command is available",
+)
+
+
+def end_with_parent(signum: int) -> None:
+    """Get ``signum`` when the parent of this process dies; on Linux alone."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signum)
+
+
+def prepare_process() -> None:
+    """Silence Lightning where the choice is ours; a rank ends with the rank that has started it."""
+    for name in (
+        "pytorch_lightning",
+        "lightning_fabric",
+    ):  # they switch their notices on themselves
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+        logger.propagate = True
+    for text in NOT_NEWS:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        end_with_parent(signal.SIGKILL)

@@ -1,0 +1,145 @@
+"""Order of the data: indices and noise seeds by (seed, epoch, step, position), never by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.dataset.base import Batch, ImageData, to_float
+from src.noise import generator, mix
+from src.training.interruption import INTERRUPTION
+
+Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
+
+
+class Batches(Dataset):
+    """Turns a key (indices, seeds) into a Batch, many images at a time."""
+
+    def __init__(self, data: ImageData, split: str, flip: bool, binarize: str | None) -> None:
+        self.data, self.split, self.flip, self.binarize = data, split, flip, binarize
+
+    def __getitem__(self, key: Key) -> Batch:
+        indices, seeds = key
+        pick = torch.tensor(indices)
+        x = to_float(self.data.images[pick])
+        if self.flip:
+            mirrored = torch.tensor([mix(seed, "flip") % 2 == 1 for seed in seeds])
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+        if self.binarize:
+            x = self._bits(x, indices, seeds)
+        return Batch(
+            x, None if self.data.labels is None else self.data.labels[pick], seeds, indices
+        )
+
+    def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
+        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2; static bits are the data's, not the run's."""
+        keys = (
+            seeds if self.binarize == "dynamic" else [mix("static", self.split, i) for i in indices]
+        )
+        uniform = torch.stack(
+            [torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys]
+        )
+        return 2 * (uniform < (x + 1) / 2).float() - 1
+
+
+def limited(num_batches: int, limit: float | None) -> int:
+    """Batches of an epoch under a ``trainer.limit_train_batches``: so many, or a share; null is all."""
+    return (
+        min(num_batches, limit)
+        if isinstance(limit, int)
+        else int(num_batches * (1.0 if limit is None else limit))
+    )
+
+
+class TrainPlan(Sampler[Key]):
+    """Keys of one rank's micro-batches: every global batch is cut into accumulation x rank slices by position."""
+
+    def __init__(
+        self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]
+    ) -> None:
+        self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
+        self.accumulate, self.world_size, self.rank = shares
+        self.epoch, self.done = -1, 0  # batches of this epoch already given out
+
+    def __len__(self) -> int:
+        return self.num_images // self.global_batch_size * self.accumulate
+
+    def __iter__(self) -> Iterator[Key]:
+        order = torch.randperm(
+            self.num_images, generator=generator(self.seed, "order", self.epoch)
+        ).tolist()
+        size = self.global_batch_size // (self.accumulate * self.world_size)
+        for batch in range(self.done, len(self)):
+            step, micro = divmod(batch, self.accumulate)
+            first = (micro * self.world_size + self.rank) * size
+            positions = range(first, first + size)
+            start = step * self.global_batch_size
+            indices = [order[start + p] for p in positions]
+            yield indices, [mix(self.seed, "train", self.epoch, step, p) for p in positions]
+
+
+class EvalPlan(Sampler[Key]):
+    """Keys of one rank's share of a split, in order; an image's seed depends on its index alone."""
+
+    def __init__(
+        self, num_images: int, seed: int, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        self.seed, self.batch_size = seed, batch_size
+        self.mine = range(rank, num_images, world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        for start in range(0, len(self.mine), self.batch_size):
+            indices = list(self.mine[start : start + self.batch_size])
+            yield indices, [mix(self.seed, index) for index in indices]
+
+
+class ResumableLoader(DataLoader):
+    """Training loader whose position is part of the checkpoint: a resumed epoch goes on at the next batch.
+
+    Lightning saves and restores ``state_dict`` by itself. The first iteration after a restore continues the epoch,
+    every other one begins the next. end: batches after which Lightning ends an epoch, at most ``len(plan)``.
+    """
+
+    def __init__(
+        self, batches: Batches, plan: TrainPlan, workers: dict[str, Any], end: int
+    ) -> None:
+        # An own generator: creating an iterator then draws nothing from torch's global one.
+        super().__init__(
+            batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers
+        )
+        self._continues, self._end = False, end
+
+    def __iter__(self) -> Iterator[Batch]:
+        plan = self.sampler
+        if not self._continues:
+            plan.epoch, plan.done = plan.epoch + 1, 0
+        self._continues = False
+        batches = super().__iter__()
+        while True:
+            with INTERRUPTION.waiting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            plan.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches given out in it; before the first one, the end of the epoch before."""
+        plan = self.sampler
+        return (
+            {"epoch": plan.epoch, "done": plan.done}
+            if plan.done
+            else {"epoch": plan.epoch - 1, "done": self._end}
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken; at the end of an epoch, with the next one."""
+        self.sampler.epoch, self.sampler.done = state["epoch"], state["done"]
+        self._continues = 0 < state["done"] < self._end
