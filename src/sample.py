@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def sample(cfg: DictConfig) -> Path:
-    """Write ``num_samples`` images of the model at ``ckpt_path`` to ``output``; return that directory.
+    """Write ``num_samples`` images of the model at ``ckpt_path``; return their directory.
 
-    Writes samples.npz (key ``samples``: uint8, N x H x W x C), grid.png and, with images=true, one PNG
-    per sample. Sample i depends on (seed, i) alone, not on batch size or number of processes. What was
-    drawn is kept in shards until the end: the same command with the same ``output`` goes on where an
-    interrupted one stopped.
+    Writes samples.npz (key ``samples``: uint8, N x H x W x C), grid.png and, with images=true, one
+    PNG per sample. Sample i depends on (seed, i) alone, not on batch size or number of processes.
+    What was drawn is kept in shards until the end: the same command with the same ``output`` goes
+    on where an interrupted one stopped.
     """
     from pathlib import Path
 
@@ -54,7 +54,7 @@ def sample(cfg: DictConfig) -> Path:
 
 
 def _write(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:
-    """Write samples.npz and the pictures that ``cfg`` asks for; return the names of the pictures."""
+    """Write samples.npz and the pictures that ``cfg`` asks for; return their names."""
     import numpy as np
 
     from src.files import atomic_path

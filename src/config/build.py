@@ -19,8 +19,8 @@ from src.errors import ConfigError, ProjectError, first_line
 def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 (what it names)
     """Build the node at ``path``; ``filled_in`` are arguments that only the caller has.
 
-    Errors of constructors keep their class and get the setting's full name; what they reject otherwise
-    (ValueError, TypeError) becomes ConfigError.
+    Errors of constructors keep their class and get the setting's full name; what they reject
+    otherwise (ValueError, TypeError) becomes ConfigError.
     """
     raw = OmegaConf.to_container(cfg, resolve=False)
     try:
@@ -44,8 +44,8 @@ def construct(
 ) -> Any:  # noqa: ANN401 (what it names)
     """Build a resolved node: its parts in their order, depth first, then what ``_target_`` names.
 
-    ``_partial_: true`` gives a ``functools.partial`` to be called later; what has no ``_target_`` stays
-    a dictionary, a list or a value.
+    ``_partial_: true`` gives a ``functools.partial`` to be called later; what has no ``_target_``
+    stays a dictionary, a list or a value.
 
     Arguments:
         node: plain values.
@@ -81,10 +81,10 @@ def naming(path: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_as_typed(raw: Mapping[str, Any], path: str) -> Iterator[None]:
-    """Name what a target refuses as it is typed: ``num_steps=0`` of ``model.sampler`` is a sampler's.
+    """Name what a target refuses as it is typed: ``sampler.num_steps`` in ``model.sampler``.
 
-    raw: the unresolved configuration, in which references are followed. Errors that are no matter of a
-    setting pass through: other subclasses of ProjectError, OSError, MemoryError.
+    raw: the unresolved configuration, in which references are followed. Errors that are no matter
+    of a setting pass through: other subclasses of ProjectError, OSError, MemoryError.
     """
     try:
         yield

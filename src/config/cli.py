@@ -1,6 +1,7 @@
-"""The one wrapper of ``hydra.main``, for all entry points: literal paths, one-line errors, exit codes.
+"""The one wrapper of ``hydra.main``: literal paths, one-line errors, exit codes.
 
-Nothing heavy is imported here: ``--help`` and ``--cfg job`` answer before torch would have been read.
+Nothing heavy is imported here: ``--help`` and ``--cfg job`` answer before torch would have been
+read.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def run(
 ) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line, call ``task(cfg)``, and exit.
 
-    The exit code says why: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 input/output, 6 non-finite,
-    7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a defect of this program (with a
-    traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
+    The exit code says why: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 input/output, 6
+    non-finite, 7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a defect of this program
+    (with a traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
 
     Arguments:
         task: what is done with the configuration.
@@ -99,7 +100,7 @@ def _hydra_raises() -> Iterator[bool]:
 
 
 def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], traced: bool) -> int:
-    """Print what ended the program as one line, a defect with its traceback; return the exit code."""
+    """Print in one line what ended the program, a defect with traceback; return the exit code."""
     error = ended.__cause__ if isinstance(ended, _Ended) else ended
     if isinstance(ended, ValueError) and not isinstance(ended, ProjectError):
         advice = "a group of several options is emptied with group=[]"
@@ -133,9 +134,9 @@ def split_overrides(words: list[str], of_run: tuple[str, ...]) -> tuple[list[str
 def literal(word: str) -> str:
     """Quote the value of a path setting: Hydra's grammar then takes any letter literally.
 
-    ``hydra.run.dir`` becomes ``run_dir``: Hydra itself would create the directory before anything is
-    checked. ``launcher.jobs`` becomes ``hydra.launcher.jobs``: how jobs are started is no setting of
-    theirs.
+    ``hydra.run.dir`` becomes ``run_dir``: Hydra itself would create the directory before anything
+    is checked. ``launcher.jobs`` becomes ``hydra.launcher.jobs``: how jobs are started is no
+    setting of theirs.
     """
     if word.startswith("launcher."):
         return f"hydra.{word}"

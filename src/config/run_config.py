@@ -13,12 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from src.config.cli import literal
 from src.errors import ConfigError, first_line
 
-OF_RUN = (
-    "sampler",
-    "features",
-    "metric",
-    "dataset",
-)  # what sample and evaluate may change of a run
+# what sample and evaluate may change of a run
+OF_RUN = ("sampler", "features", "metric", "dataset")
 COPIES = {  # where a resolved configuration holds a node a second time: it was an interpolation
     "sampler": "model.sampler",
     "dataset.root": "dataset.load.root",
@@ -26,29 +22,21 @@ COPIES = {  # where a resolved configuration holds a node a second time: it was 
 
 
 def run_config(config: dict[str, Any], overrides: list[str]) -> DictConfig:
-    """The configuration of a run with overrides: ``sampler=heun`` replaces the node by conf/sampler/heun.yaml.
+    """The configuration of a run with overrides.
 
-    Dotted overrides (``sampler.num_steps=20``) are set on the result. Of the data set only ``dataset.root`` may
+    ``sampler=heun`` replaces the node by conf/sampler/heun.yaml; dotted overrides
+    (``sampler.num_steps=20``) are set on the result. Of the data set only ``dataset.root`` may
     change. Raises ConfigError for anything else.
     """
     cfg = OmegaConf.create(config)
     for word, key, value in sorted(map(_parse, overrides), key=lambda item: "." in item[1]):
         if key.startswith("dataset") and key != "dataset.root":
             raise ConfigError(f"{word}: of the run's data set only dataset.root can be changed")
-        if "." not in key:
-            _replace_group(cfg, key, str(value))
-        elif (
-            OmegaConf.select(cfg, key.rpartition(".")[0]) is None
-            or key.split(".")[1] not in cfg[key.split(".")[0]]
-        ):
-            settings = ", ".join(
-                k for k in cfg.get(key.split(".")[0]) or {} if not k.startswith("_")
-            )
-            raise ConfigError(
-                f"{word}: there is no setting {key!r}; there are {settings or 'none (the run has no such node)'}"
-            )
-        else:
+        if "." in key:
+            _check_exists(cfg, word, key)
             OmegaConf.update(cfg, key, value)
+        else:
+            _replace_group(cfg, key, str(value))
     for origin, copy in COPIES.items():
         value = OmegaConf.select(cfg, origin)
         if value is not None and OmegaConf.select(cfg, copy) is not None:
@@ -64,17 +52,24 @@ def _parse(word: str) -> tuple[str, str, Any]:
     return word, override.key_or_group, override.value()
 
 
+def _check_exists(cfg: DictConfig, word: str, key: str) -> None:
+    """Raise ConfigError where the run has no setting ``key``."""
+    group, setting = key.split(".")[:2]
+    if OmegaConf.select(cfg, key.rpartition(".")[0]) is None or setting not in cfg[group]:
+        known = [name for name in cfg.get(group) or {} if not name.startswith("_")]
+        there = ", ".join(known) or "none (the run has no such node)"
+        raise ConfigError(f"{word}: there is no setting {key!r}; there are {there}")
+
+
 def _replace_group(cfg: DictConfig, group: str, option: str) -> None:
     if group not in cfg:
-        raise ConfigError(
-            f"{group}={option}: the run's model ({cfg.model._target_}) has no {group}"
-        )
+        why = f"the run's model ({cfg.model._target_}) has no {group}"
+        raise ConfigError(f"{group}={option}: {why}")
     try:
         node = compose(overrides=[f"+{group}={option}"])[group]
     except MissingConfigException as error:
-        raise ConfigError(
-            f"{group}={option}: no such option; there are {', '.join(error.options or [])}"
-        ) from error
+        there = ", ".join(error.options or [])
+        raise ConfigError(f"{group}={option}: no such option; there are {there}") from error
     with open_dict(cfg):
         cfg[group] = OmegaConf.to_container(node, resolve=False)
         try:

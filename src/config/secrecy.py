@@ -1,4 +1,4 @@
-"""Secrets stay in the environment: what is typed or resolved is recorded in files, checkpoints and at W&B."""
+"""Secrets stay in the environment: settings are recorded in files, checkpoints and at W&B."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORTEST = 8  # characters; values like "true" say nothing
 
 
 def refuse_secrets(words: list[str]) -> None:
-    """Raise ConfigError where an override sets a secret: by its name, or with the value of a secret variable."""
+    """Raise ConfigError where an override sets a secret, by its name or by its value."""
     for word in words:
         key, _, value = word.partition("=")
         inner = (
@@ -35,13 +35,14 @@ def refuse_secrets(words: list[str]) -> None:
                     f"{key}=...: {name!r} looks like a secret, and overrides are recorded; {advice}"
                 )
         for variable, secret in os.environ.items():
-            known = (
-                VARIABLE.search(variable) and len(secret) >= SHORTEST and not os.path.isabs(secret)
-            )
-            if known and secret in word:
-                raise ConfigError(
-                    f"{key.replace(secret, '...')}=...: holds the value of ${variable}; leave it out"
-                )
+            if _is_secret(variable, secret) and secret in word:
+                name = key.replace(secret, "...")
+                raise ConfigError(f"{name}=...: holds the value of ${variable}; leave it out")
+
+
+def _is_secret(variable: str, value: str) -> bool:
+    """Whether an environment variable holds one; a path to a key is none."""
+    return bool(VARIABLE.search(variable)) and len(value) >= SHORTEST and not os.path.isabs(value)
 
 
 def _environment(variable: str, *default: str | None) -> str | None:

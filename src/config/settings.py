@@ -37,8 +37,8 @@ def check_settings(cfg: DictConfig, **built_by_hand: type) -> None:
     """Raise ConfigError where a value is of another type than its constructor declares.
 
     The error has the name that is typed. Numbers must be finite, and what nodes with a ``_target_``
-    hold must be known to the target. What cannot be imported or understood is left to whoever builds
-    it, which reports it.
+    hold must be known to the target. What cannot be imported or understood is left to whoever
+    builds it, which reports it.
 
     Arguments:
         cfg: the composed configuration.
@@ -58,10 +58,10 @@ def check_settings(cfg: DictConfig, **built_by_hand: type) -> None:
 
 
 def setting_of(raw: Mapping[str, Any], path: str) -> tuple[str, Any]:
-    """Name as typed and value of the setting at ``path``, which may be, or lie in, a reference to another one.
+    """Name as typed and value of the setting at ``path``, which may lie in a reference.
 
-    raw: an unresolved configuration. ``model.schedule.offset`` is ``schedule.offset`` where model.schedule is
-    ``${schedule}``. The value is ``???`` where there is none.
+    raw: an unresolved configuration. ``model.schedule.offset`` is ``schedule.offset`` where
+    model.schedule is ``${schedule}``. The value is ``???`` where there is none.
     """
     done: list[str] = []
     rest, node = path.split("."), raw
@@ -83,7 +83,12 @@ def _check_size(name: str, value: float) -> None:
     require(abs(value) <= most, name, value, allowed)
 
 
-def _check_node(raw: Mapping[str, Any], path: str, node: Mapping[str, Any], target: Any) -> None:  # noqa: ANN401
+def _check_node(
+    raw: Mapping[str, Any],
+    path: str,
+    node: Mapping[str, Any],
+    target: str | type,
+) -> None:
     try:
         target = locate(target) if isinstance(target, str) else target
         parameters = inspect.signature(target).parameters

@@ -1,4 +1,4 @@
-"""Limits for what others wrote: configurations are data, looked at as a whole before anything is made of them.
+"""Limits for what others wrote: a configuration is checked as a whole before anything is built.
 
 Functions raise ValueError with the reason, as in "holds 7"; the caller says of which file.
 """
@@ -17,7 +17,7 @@ MAX_TEXT = 256 * 2**10  # characters of a configuration
 MAX_NODES = 100_000  # values of a configuration
 MAX_DEPTH = 32  # of dictionaries and lists in each other
 PLAIN = (dict, list, str, int, float, bool, type(None))
-BUILT = {  # nodes of a run's configuration of which objects are made later, and the packages that these may come from
+BUILT = {  # nodes of a run's configuration that are built later, and from which packages
     "model": {
         "model",
         "network",
@@ -43,14 +43,14 @@ _shown.maxstring = _shown.maxother = 100
 
 
 def shown(value: object) -> str:
-    """A foreign value as it may stand in a message: short, on one line, without control characters."""
+    """A foreign value for a message: short, on one line, without control characters."""
     return _shown.repr(value)
 
 
 def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
     """All values of nested dictionaries and sequences, these included.
 
-    Raises ValueError beyond ``most`` of them or MAX_DEPTH levels, so also where a part holds itself.
+    Raises ValueError beyond ``most`` values or MAX_DEPTH levels, so also where a part holds itself.
     """
     waiting, seen = [(tree, 0)], 1
     while waiting:
@@ -72,7 +72,7 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
 
 
 def check_plain(config: object) -> None:
-    """Raise ValueError unless all of it, names too, is dictionaries, lists, strings, numbers, booleans and null."""
+    """Raise ValueError unless all of it, names too, is plain: what JSON can hold."""
     length = 0
     for value in values(config):
         for part in (value, *(value if isinstance(value, dict) else ())):
@@ -84,7 +84,7 @@ def check_plain(config: object) -> None:
 
 
 def check_config(config: object) -> None:
-    """Raise ValueError unless it is the resolved configuration of a run that has only parts of this project built."""
+    """Raise ValueError unless it is a run's resolved configuration, with parts of this project."""
     check_plain(config)
     if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
         raise ValueError("describes no model")
@@ -97,7 +97,7 @@ def check_config(config: object) -> None:
 
 
 def _check_node(node: dict[str, Any], packages: set[str]) -> None:
-    """Raise ValueError where the node says more than which part of ``packages`` to build, with which settings."""
+    """Raise ValueError unless the node names a part of ``packages`` and its settings, no more."""
     target = node.get("_target_")
     if "_target_" in node and not _is_part(target, packages):
         raise ValueError(
@@ -113,10 +113,10 @@ def _check_node(node: dict[str, Any], packages: set[str]) -> None:
 
 
 def _is_part(target: object, packages: set[str]) -> bool:
-    """Whether this is the canonical name of a public class, or of the function that its module is named for.
+    """Whether this names a public class, or the function that its module is named for.
 
-    Those are all that ``conf/`` names. Helpers, private and imported names are not to be called from outside: some of
-    them write files or download.
+    Those are all that ``conf/`` names. Helpers, private and imported names are not to be called
+    from outside: some of them write files or download.
     """
     found = (
         re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target)
@@ -138,16 +138,23 @@ def _is_part(target: object, packages: set[str]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses references (``&a``, ``*a``): with them a few lines describe more than any memory holds."""
+    """Refuses references (``&a``, ``*a``): a few lines of them describe more than memory holds."""
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401 (a key)
+    def compose_node(
+        self,
+        parent: yaml.Node | None,
+        index: Any,  # noqa: ANN401 (a key)
+    ) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ValueError(f"refers to another part of itself (*{self.peek_event().anchor})")
         return super().compose_node(parent, index)
 
 
 def plain_yaml(text: str) -> Any:  # noqa: ANN401 (whatever YAML can hold)
-    """Content of a YAML document: plain values in our limits. Raises ValueError, or yaml.YAMLError where it is none."""
+    """Content of a YAML document: plain values in our limits.
+
+    Raises ValueError beyond these, yaml.YAMLError where it is no YAML.
+    """
     if len(text) > MAX_TEXT:
         raise ValueError(f"has a configuration of more than {MAX_TEXT} characters")
     try:

@@ -15,7 +15,7 @@ from src.config.build import build
 from src.config.command import typed_overrides
 from src.config.run_config import run_config
 from src.config.settings import check_settings
-from src.config.trainer import check_seed
+from src.config.checks import check_seed
 from src.errors import require
 from src.evaluation.codes import disentanglement, posterior_quality
 from src.evaluation.generation import Judge, named

@@ -35,8 +35,8 @@ def my_blocks(
 ) -> Iterator[range]:
     """This rank's blocks of ``begin .. num - 1``: every ``world``-th of those of ``size`` images.
 
-    The last one is shorter. A block holds the same images whatever the number of ranks, so a network
-    sees the same batches. progress: shows the work of the first rank; None shows nothing.
+    The last one is shorter. A block holds the same images whatever the number of ranks, so a
+    network sees the same batches. progress: shows the work of the first rank; None shows nothing.
     """
     rank, world = rank_and_world()
     blocks = [range(start, min(start + size, num)) for start in range(begin, num, size)]
@@ -45,7 +45,7 @@ def my_blocks(
 
 
 def gather(parts: Mapping[int, T]) -> list[T]:
-    """What all ranks have made of their blocks, keyed by first position, in that order, on every rank."""
+    """What all ranks have made of their blocks, by first position, in order, on every rank."""
     everything = [parts]
     if rank_and_world()[1] > 1:
         everything = [None] * dist.get_world_size()
@@ -57,9 +57,10 @@ def gather(parts: Mapping[int, T]) -> list[T]:
 def share_work(
     num: int, size: int, work: Callable[[range], T], progress: Progress | None = None
 ) -> list[T]:
-    """``work`` of every block of ``0 .. num - 1``, each done by one rank: all results, in order, on every rank.
+    """``work`` of every block of ``0 .. num - 1``: all results, in order, on every rank.
 
-    Where ``work`` fails on one rank, it fails on all: see ``failing_together``.
+    Each block is done by one rank. Where ``work`` fails on one, it fails on all: see
+    ``failing_together``.
     """
     parts = {}
     with failing_together():
@@ -70,10 +71,10 @@ def share_work(
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """A piece of work of all ranks: an error of one is raised on all, or else the others would wait for it.
+    """Work of all ranks: an error of one is raised on all, or the others would wait for it.
 
-    Subclasses of ProjectError and ValueError keep their class and message, so that all handle them alike; anything else
-    is a RuntimeError on the ranks that are not at fault.
+    Subclasses of ProjectError and ValueError keep their class and message, so that all handle them
+    alike; anything else is a RuntimeError on the ranks that are not at fault.
     """
     own: Exception | None = None
     try:
@@ -81,24 +82,22 @@ def failing_together() -> Iterator[None]:
     except Exception as error:
         own = error
     rank, _ = rank_and_world()
-    failures = gather({rank: (rank, *_told(own)) if own else None})
+    failures = gather({rank: (rank, *_for_others(own)) if own else None})
     for origin, kind, message in filter(None, failures):
         raise own if origin == rank else kind(message)
 
 
 class SameOnAllRanks(pl.Callback):
-    """Refuses ranks that do not do the same: each composes its own configuration, and would wait for the others.
+    """Refuses ranks with other settings: each composes its own, and would wait for the others.
 
     config: the resolved configuration; paths may differ. step: the one that this rank goes on from.
     """
 
     def __init__(self, config: Mapping[str, Any], step: int) -> None:
-        settings = flat({part: config[part] for part in COMMON})
-        self.settings = {
-            name: value
-            for name, value in settings
-            if not (isinstance(value, str) and os.sep in value)
-        }
+        self.settings: dict[str, Any] = {}
+        for name, value in flat({part: config[part] for part in COMMON}):
+            if not (isinstance(value, str) and os.sep in value):
+                self.settings[name] = value
         self.settings["the step to go on from"] = step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -108,18 +107,19 @@ class SameOnAllRanks(pl.Callback):
             return
         first, *others = gather({rank: self.settings})
         for number, other in enumerate(others, start=1):
-            for name in sorted(
-                first.keys() | other.keys(), key=lambda name: (name.count("."), name)
-            ):
+            for name in sorted(first.keys() | other.keys(), key=_from_above):
                 here, there = first.get(name), other.get(name)
-                advice = "give all ranks the same command, files and environment"
                 if repr(here) != repr(there):
-                    raise ConfigError(
-                        f"{name}={there}: of rank {number}, where rank 0 has {here}; {advice}"
-                    )
+                    difference = f"{name}={there}: of rank {number}, where rank 0 has {here}"
+                    advice = "give all ranks the same command, files and environment"
+                    raise ConfigError(f"{difference}; {advice}")
 
 
-def _told(error: Exception) -> tuple[type[Exception], str]:
+def _from_above(name: str) -> tuple[int, str]:
+    return name.count("."), name
+
+
+def _for_others(error: Exception) -> tuple[type[Exception], str]:
     """What other ranks can raise in the place of an error."""
     if isinstance(error, ProjectError):
         return type(error), str(error)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from src.config.build import build
 from src.config.machine import check_machine
-from src.config.trainer import check_seed
+from src.config.checks import check_seed
 from src.dataset.base import to_uint8
 from src.errors import require
 from src.files import atomic_path, content_hash
@@ -34,7 +34,7 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 class Shards:
-    """Finished blocks of a long sampling, one ``<start>.npz`` each, so that a killed one goes on where it stopped.
+    """Finished blocks of a long sampling, one ``<start>.npz`` each: a killed one goes on there.
 
     directory: of these samples alone; put a hash of everything that determines them into its name.
     """
@@ -43,7 +43,7 @@ class Shards:
         self.directory = directory
 
     def load(self, block: range) -> Tensor | None:
-        """The images of a block, uint8 (B, C, H, W); None where they are missing, damaged or of another size."""
+        """The images of a block, uint8 (B, C, H, W); None where missing, damaged or too few."""
         try:
             with np.load(self._path(block), allow_pickle=False) as file:
                 images = torch.from_numpy(file["images"])
@@ -69,8 +69,8 @@ class Sampler:
 
     Arguments:
         seed: of all noise.
-        batch_size: images per forward pass; across batch sizes convolutions differ in the last bit, so
-            a pixel in thousands may differ by one grey level.
+        batch_size: images per forward pass; across batch sizes convolutions differ in the last bit,
+            so a pixel in thousands may differ by one grey level.
         shards: where finished blocks are kept, or None.
         autocast: of the precision.
         progress: shows the blocks as they are drawn, or None.
@@ -96,7 +96,10 @@ class Sampler:
 
     @torch.inference_mode()
     def blocks(self, model: CanSample, num: int, begin: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """This rank's share of samples begin .. num - 1: (first index, uint8 (B, C, H, W) on the CPU) per block."""
+        """This rank's share of samples begin .. num - 1, block by block.
+
+        Gives (first index, uint8 (B, C, H, W) on the CPU).
+        """
         reused = 0
         for block in my_blocks(num, self.batch_size, self.progress, begin):
             images = None if self.shards is None else self.shards.load(block)
@@ -108,11 +111,9 @@ class Sampler:
                 reused += len(block)
             yield block.start, images
         if reused:
+            place = self.shards.directory
             log.info(
-                "%d of %d samples were drawn before and read from %s",
-                reused,
-                num - begin,
-                self.shards.directory,
+                "%d of %d samples were drawn before and read from %s", reused, num - begin, place
             )
 
     def _draw(self, model: CanSample, block: range) -> Tensor:
@@ -122,59 +123,51 @@ class Sampler:
             images = model.sample(len(block), generator=own)
         finite = images.isfinite().flatten(1).all(1).tolist()
         self.not_finite |= {index for index, fine in zip(block, finite, strict=True) if not fine}
-        self.seconds, self.drawn = (
-            self.seconds + time.perf_counter() - begin,
-            self.drawn + len(block),
-        )
+        self.seconds += time.perf_counter() - begin
+        self.drawn += len(block)
         return to_uint8(images).cpu()
 
 
 def check_sampling(cfg: DictConfig) -> None:
     """Raise ConfigError when number, batch, seed or machine of ``src.sample`` cannot work."""
     for name in ("num_samples", "batch_size", "grid_images"):
-        require(
-            isinstance(cfg[name], int) and cfg[name] >= 1,
-            name,
-            cfg[name],
-            "must be an integer >= 1",
-        )
+        is_count = isinstance(cfg[name], int) and cfg[name] >= 1
+        require(is_count, name, cfg[name], "must be an integer >= 1")
     check_seed(cfg.seed)
     check_machine(cfg.trainer)
 
 
 def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictConfig) -> Shards:
-    """Shards in ``directory`` for the samples of ``model`` (its configuration) under the settings of ``cfg``."""
+    """Shards in ``directory`` for samples of ``model``, its configuration, under ``cfg``."""
     settings = OmegaConf.to_container(model), cfg.seed, cfg.batch_size, cfg.trainer.precision
-    return Shards(
-        directory
-        / f".shards-{content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))}"
-    )
+    key = content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))
+    return Shards(directory / f".shards-{key}")
 
 
 def draw(model: CanSample, cfg: DictConfig, shards: Shards, progress: Progress) -> Tensor | None:
-    """``cfg.num_samples`` images (N, C, H, W) uint8 on the first rank, None on others; every rank draws its share."""
+    """``cfg.num_samples`` images (N, C, H, W) uint8, of which every rank draws its share.
+
+    On the first rank; None on the others.
+    """
     prepare_process()
     settings = ("accelerator", "devices", "num_nodes", "precision")
     fabric = Fabric(**{name: cfg.trainer[name] for name in settings}, strategy=_strategy(cfg))
     fabric.launch()
     fabric.to_device(model)
-    shards = Shards(
-        fabric.broadcast(shards.directory)
-    )  # a new output has another name in every process
+    # a new output has another name in every process
+    shards = Shards(fabric.broadcast(shards.directory))
     sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, progress)
     with failing_together():
         own = dict(sampler.blocks(model, cfg.num_samples))
     parts = gather(own)
     if sampler.not_finite:
-        log.warning(
-            "%d of the samples hold NaN or infinite values: the model has diverged",
-            len(sampler.not_finite),
-        )
+        why = "hold NaN or infinite values: the model has diverged"
+        log.warning("%d of the samples %s", len(sampler.not_finite), why)
     return torch.cat(parts) if fabric.is_global_zero else None
 
 
 def _strategy(cfg: DictConfig) -> Strategy | str:
-    """Fabric's strategy; where ``trainer.strategy`` is a node, Fabric has a class of the same name and settings."""
+    """Fabric's strategy: for that of a node Fabric has a class of the same name and settings."""
     if isinstance(cfg.trainer.strategy, str):
         return cfg.trainer.strategy
     target = cfg.trainer.strategy._target_.replace("pytorch_lightning.", "lightning_fabric.")

@@ -1,4 +1,4 @@
-"""A model back from a run directory or a checkpoint file; only tensors and plain values are read."""
+"""A model from a run directory or a checkpoint file; only tensors and plain values are read."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from src.rundir.store import CheckpointStore, damage
 log = logging.getLogger(__name__)
 
 MAX_CONTENT = 1_000_000  # values in a checkpoint, optimiser and loops included
-SHARING = 4  # bytes of tensors per byte of the file: the averaged weights may be the same memory as the weights
+SHARING = 4  # bytes of tensors per byte of the file: average and weights may share memory
 SPARE = 2  # parameters that building a model may make for each one of the checkpoint
 
 
 def load_model(path: str | os.PathLike[str]) -> GenerativeModel:
-    """The trained model of a run directory (its last state) or a .ckpt file, in eval mode on the CPU, with EMA weights.
+    """The trained model of a run directory (its last state) or a .ckpt file, with EMA weights.
 
-    Nothing in the file is run: see ``read_checkpoint``. Raises CheckpointError when it is missing, damaged, refused,
-    or does not fit the model that its config describes.
+    In eval mode, on the CPU. Nothing in the file is run: see ``read_checkpoint``. Raises
+    CheckpointError when it is missing, damaged, refused, or does not fit the model that its config
+    describes.
     """
     checkpoint = read_checkpoint(path)
     return restore(checkpoint["config"]["model"], checkpoint)
 
 
 def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Path:
-    """The checkpoint file that ``path`` means: itself, or the newest undamaged one of a run directory."""
+    """The checkpoint file at ``path``: itself, or the newest undamaged one of a run directory."""
     if "://" in str(path):
         raise CheckpointError(
             f"{setting}={path}: addresses are refused; download the file and give its path"
@@ -74,51 +75,52 @@ def _newest_whole(candidates: list[Path], setting: str) -> Path:
 
 
 def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> dict[str, Any]:
-    """Content of a checkpoint written by ``train``, on the CPU: plain values and tensors, checksums verified.
+    """Content of a checkpoint written by ``train``, on the CPU: plain values and tensors.
 
-    Whoever wrote the file, what comes back may be used: it was read with ``weights_only=True``, tensors and values are
-    no more than a file of its size can hold, and the nodes of its configuration that ``load_model``, ``sample`` and
-    ``evaluate`` build name nothing but parts of this project. Raises CheckpointError otherwise.
+    Whoever wrote the file, what comes back may be used: checksums were verified, it was read with
+    ``weights_only=True``, tensors and values are no more than a file of its size can hold, and the
+    nodes of its configuration that are built later name nothing but parts of this project. Raises
+    CheckpointError otherwise.
     """
     found = find_checkpoint(path, setting)
-    try:
-        wrong = damage(found)
-        if wrong:
-            raise ValueError(wrong)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused in the next line
-            checkpoint = torch.load(found, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{setting}={found}: refused, it holds more than tensors and plain values"
-        ) from error
-    except Exception as error:  # foreign files fail in pickle, zip or torch
-        reason = f"not a checkpoint, or a damaged one ({first_line(error)})"
-        raise CheckpointError(f"{setting}={found}: {reason}") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
-        raise CheckpointError(
-            f"{setting}={found}: not written by this project (no config or no weights in it)"
-        )
+    checkpoint = _loaded(found, f"{setting}={found}")
     try:
         _check_content(checkpoint, found.stat().st_size)
         check_config(checkpoint["config"])
-        OmegaConf.create(checkpoint["config"])
-    except (
-        RecursionError,
-        OmegaConfBaseException,
-    ) as error:  # OmegaConf parses every string that was typed
-        raise CheckpointError(
-            f"{setting}={found}: refused, its config is malformed ({first_line(error)})"
-        ) from error
+        OmegaConf.create(checkpoint["config"])  # which parses every string that was typed
+    except (RecursionError, OmegaConfBaseException) as error:
+        why = f"refused, its config is malformed ({first_line(error)})"
+        raise CheckpointError(f"{setting}={found}: {why}") from error
     except ValueError as error:
         raise CheckpointError(f"{setting}={found}: refused, it {error}") from error
     return checkpoint
 
 
+def _loaded(path: Path, setting: str) -> dict[str, Any]:
+    """What torch reads without running anything; raises CheckpointError ``<setting>: ...``."""
+    try:
+        wrong = damage(path)
+        if wrong:
+            raise ValueError(wrong)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused in the next line
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        why = "refused, it holds more than tensors and plain values"
+        raise CheckpointError(f"{setting}: {why}") from error
+    except Exception as error:  # foreign files fail in pickle, zip or torch
+        why = f"not a checkpoint, or a damaged one ({first_line(error)})"
+        raise CheckpointError(f"{setting}: {why}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+        why = "not written by this project (no config or no weights in it)"
+        raise CheckpointError(f"{setting}: {why}")
+    return checkpoint
+
+
 def _check_content(checkpoint: dict[str, Any], size: int) -> None:
-    """Raise ValueError unless weights are named tensors, and all tensors ordinary ones that ``size`` bytes can hold."""
+    """Raise ValueError unless weights are named tensors, and all fit into ``size`` bytes."""
     total = 0
     for value in values(checkpoint, MAX_CONTENT):
         if isinstance(value, Tensor):
@@ -141,7 +143,7 @@ def _check_content(checkpoint: dict[str, Any], size: int) -> None:
 
 
 def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel:
-    """Build the model that ``node`` describes (as in the checkpoint's config) and load the checkpoint's weights.
+    """Build the model of ``node``, as in the checkpoint's config, and load its weights.
 
     checkpoint: as ``read_checkpoint`` returned it. Raises CheckpointError where the two do not fit.
     """
@@ -164,7 +166,7 @@ def restore(node: dict[str, Any], checkpoint: dict[str, Any]) -> GenerativeModel
 
 @contextmanager
 def _no_larger_than(weights: dict[str, Tensor]) -> Iterator[None]:
-    """Raise CheckpointError as soon as the modules made in the block have many more parameters than ``weights``.
+    """Raise CheckpointError as soon as the block makes many more parameters than ``weights`` has.
 
     Their memory is reserved by then, but nothing is written into it yet.
     """
@@ -201,8 +203,8 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
     )
     wrong = [k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]
     if wrong:
-        raise CheckpointError(
-            f"the checkpoint holds another model ({shown(checkpoint['config']['model'].get('_target_'))}): "
-            f"{len(wrong)} of {len(own)} weights are missing, unknown or of another shape, first {shown(min(wrong))}"
-        )
+        target = shown(checkpoint["config"]["model"].get("_target_"))
+        how_many = f"{len(wrong)} of {len(own)} weights"
+        why = f"{how_many} are missing, unknown or of another shape, first {shown(min(wrong))}"
+        raise CheckpointError(f"the checkpoint holds another model ({target}): {why}")
     model.load_state_dict(weights)

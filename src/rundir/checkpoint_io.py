@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk: whole or not at all, finite, with the configuration of the run inside."""
+"""How checkpoints reach the disk: whole or not at all, finite, with their configuration inside."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from src.rundir.checkpoint import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes, renames; Lightning's own write can leave half a file under the final name.
+    """Writes beside the target, flushes, renames; Lightning itself can leave half a file there.
 
-    config: the run's resolved configuration as plain values; it goes into every checkpoint as ``config``.
+    config: the run's resolved configuration as plain values, ``config`` in every checkpoint.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: _PATH, map_location: object = None, weights_only: object = None
     ) -> dict[str, Any]:
-        """The content on the CPU, checked as everywhere; Lightning's own reader takes some paths for addresses."""
+        """The content on the CPU, checked; Lightning takes some paths for addresses."""
         return read_checkpoint(path)
 
 

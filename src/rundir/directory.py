@@ -27,11 +27,17 @@ RESULTS = ("checkpoints", "samples", "metrics.csv")  # what makes a run director
 
 @contextmanager
 def run_directory(cfg: DictConfig, config: dict[str, Any], resumed: bool) -> Iterator[Path]:
-    """Create and lock ``cfg.run_dir``, with ``config.yaml`` and ``train.log``; a resumed run may find things in it.
+    """Create and lock ``cfg.run_dir``, with ``config.yaml`` and ``train.log``.
 
-    config: the resolved configuration, see ``plain``; that of an earlier part of the run is kept as config-<k>.yaml.
-    A run that fails before anything was saved leaves no directory behind. Raises ConfigError when the directory
-    already holds something, StorageError when it cannot be made or a live run is in it.
+    A run that fails before anything was saved leaves no directory behind. Raises ConfigError when
+    the directory already holds something, StorageError when it cannot be made or a live run is in
+    it.
+
+    Arguments:
+        cfg: the composed configuration.
+        config: the resolved one, see ``plain``; that of an earlier part of the run is kept as
+            config-<k>.yaml.
+        resumed: whether an earlier part of the run may be in it.
     """
     directory = Path(cfg.run_dir)
     _make(directory, "hydra.run.dir")
@@ -110,7 +116,7 @@ def _make(directory: Path, name: str) -> None:
 
 
 def check_writable(directory: Path, name: str) -> None:
-    """Raise StorageError ``name=directory: ...`` unless 4 KB can be written below it; leaves nothing behind."""
+    """Raise StorageError ``name=directory: ...`` unless 4 KB can be written below it."""
     place = directory
     try:
         while not place.exists():
@@ -127,7 +133,7 @@ def check_writable(directory: Path, name: str) -> None:
 
 
 def keep_earlier(path: Path) -> None:
-    """Set a file of an earlier part of the run aside: ``metrics.csv`` becomes ``metrics-1.csv``, then ``-2``."""
+    """Set a file of an earlier part aside: ``metrics.csv`` becomes ``metrics-1.csv``, ``-2``."""
     if path.exists():
         earlier = (
             other.stem.rpartition("-")[2]
@@ -140,7 +146,8 @@ def keep_earlier(path: Path) -> None:
 def output_directory(directory: Path, overwrite: bool) -> None:
     """Make the directory for samples.
 
-    Raises ConfigError when it holds something and ``overwrite`` is false, StorageError when it cannot be written.
+    Raises ConfigError when it holds something and ``overwrite`` is false, StorageError when it
+    cannot be written.
     """
     if not overwrite and directory.is_dir() and any(directory.iterdir()):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Locks: of a run directory, for one live process at a time however the one before has ended; of a moment."""
+"""The lock of a run directory: one live process at a time, however the one before has ended."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from src.errors import StorageError
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
-ATTEMPT = "GENBENCH_ATTEMPT"  # "<job> <number>": a launcher says so where a cluster starts a lost job again
-UNFINISHED = 60  # seconds after which a lock without a word is one whose owner was killed before it could write it
+ATTEMPT = "GENBENCH_ATTEMPT"  # "<job> <number>", set by launchers: a cluster restarts lost jobs
+UNFINISHED = 60  # seconds: an older empty lock was left by a process killed while writing it
 
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold ``directory/.lock`` while the block runs: JSON of the host, the process, its start and the time (UTC).
+    """Hold ``directory/.lock`` while the block runs: JSON of host, process, start, time (UTC).
 
-    The lock of a dead process is taken over with a warning; of several that try, one succeeds. An earlier attempt of
-    the same job of a cluster is dead, on whatever host it was: the cluster has ended it before it started this one.
-    Raises StorageError where the owner lives, or is on another host and may.
+    The lock of a dead process is taken over with a warning; of several that try, one succeeds. An
+    earlier attempt of the same job of a cluster is dead, on whatever host it was: the cluster has
+    ended it before it started this one. Raises StorageError where the owner lives, or is on another
+    host and may.
     """
     path = directory / NAME
     mine = json.dumps(_myself())
@@ -55,7 +56,7 @@ def check_free(directory: Path) -> None:
 
 
 def held(directory: Path) -> str:
-    """Why ``directory`` cannot be locked: a process holds it that lives, or may, on another host; or ""."""
+    """Why ``directory`` cannot be locked, or "": its process lives, or may on another host."""
     path = directory / NAME
     try:
         return _why_not(_owner(path.read_text(encoding="utf-8")), path)
@@ -86,9 +87,8 @@ def _remove_if_dead(path: Path) -> None:
     except FileNotFoundError:  # released a moment ago
         return
     with file:
-        fcntl.flock(
-            file, fcntl.LOCK_EX
-        )  # one starter at a time judges this file, and removes no other than this one
+        # one process at a time looks at this file, and removes no other than this one
+        fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return
         owner = _owner(file.read())
@@ -102,13 +102,10 @@ def _remove_if_dead(path: Path) -> None:
 
 def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
     """Why the lock cannot be taken over; "" where its owner is dead."""
-    if (
-        owner is None
-        and path.stat().st_size == 0
-        and time.time() - path.stat().st_mtime > UNFINISHED
-    ):
-        return ""
     if owner is None:
+        written = path.stat()
+        if written.st_size == 0 and time.time() - written.st_mtime > UNFINISHED:
+            return ""
         return f"in use by an unknown process; if no run is alive in it, delete {path}"
     used = f"in use by process {owner['pid']} on {owner['host']} since {owner['time']}"
     if owner["host"] != socket.gethostname():
@@ -146,7 +143,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _attempt() -> tuple[str, int]:
-    """The job of a cluster that this process belongs to, "" for none, and a number that grows with every attempt."""
+    """The cluster's job that this process belongs to, or "", and the number of the attempt."""
     slurm = os.environ.get("SLURM_JOB_ID", "")
     told = f"slurm-{slurm} {os.environ.get('SLURM_RESTART_COUNT', 0)}" if slurm else ""
     job, _, number = os.environ.get(ATTEMPT, told).rpartition(" ")
@@ -154,7 +151,10 @@ def _attempt() -> tuple[str, int]:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a live process began: boot of the machine and clock ticks since, or "" where the system does not tell."""
+    """When a live process began: boot of the machine and clock ticks since; "" where unknown.
+
+    psutil's create_time would move with the clock of the machine.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -16,11 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values, with the version that ran and the command line."""
+    """The resolved configuration as plain values, with ``provenance``: version, commit, command."""
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    return content | {
-        "provenance": {"version": _version(), "git": _git_hash(), "overrides": typed_overrides()}
-    }
+    provenance = {"version": _version(), "git": _commit(), "overrides": typed_overrides()}
+    return content | {"provenance": provenance}
 
 
 def _version() -> str:
@@ -30,21 +29,17 @@ def _version() -> str:
         return "not installed"
 
 
-def _git_hash() -> str | None:
-    """Commit of the working tree, marked ``+`` where files differ from it; None outside a repository."""
-    git = ["git", "-C", str(ROOT)]
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+def _commit() -> str | None:
+    """Commit of the working tree, with ``+`` where files differ; None outside a repository."""
     try:
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, env=environment
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain"],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        )
+        commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return f"{commit}+" if changes else commit
+
+
+def _git(*words: str) -> str:
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(ROOT), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.strip()

@@ -17,6 +17,7 @@ from src.errors import ConfigError, require
 from src.files import atomic_path
 from src.model.base import GenerativeModel
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from src.rundir.directory import check_free, check_writable
 from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,17 @@ SHOWN = 10  # differences; each value with at most 60 characters
 
 
 class Start(NamedTuple):
-    """path: checkpoint whose whole state is restored, or None. content: checkpoint that must fit the model, or None."""
+    """What a run begins with.
+
+    Arguments:
+        path: checkpoint whose whole state is restored, or None.
+        content: of the checkpoint that must fit the model, or None.
+        resumes: whether an earlier part of the run may be in the run directory.
+    """
 
     path: Path | None = None
     content: dict[str, Any] | None = None
-    resumes: bool = False  # the run directory may be in use already
+    resumes: bool = False
 
     @property
     def step(self) -> int:
@@ -49,7 +56,7 @@ class Start(NamedTuple):
         return self.path is not None and self.path.resolve().is_relative_to(run_dir.resolve())
 
     def bring_along(self, run_dir: Path) -> None:
-        """Copy the history and the best checkpoint of the run that another directory goes on from."""
+        """Copy history and best checkpoint of the run that another directory goes on from."""
         if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
@@ -62,24 +69,37 @@ class Start(NamedTuple):
                     shutil.copyfile(best, temporary)
 
     def give_weights(self, model: GenerativeModel) -> None:
-        """Load the weights; where the whole state is restored later, this checks that the checkpoint fits."""
+        """Load the weights; where the whole state is restored later, check that they fit."""
         if self.content is not None:
             load_weights(model, self.content)
 
     def warn_if_done(self, max_steps: int) -> None:
         """Say so where the state is already at the last step."""
         if self.path is not None and 0 < max_steps <= self.content["global_step"]:
-            log.warning(
-                "nothing left to train: the checkpoint is at trainer.max_steps=%d or beyond",
-                max_steps,
-            )
+            why = "the checkpoint is at trainer.max_steps=%d or beyond"
+            log.warning(f"nothing left to train: {why}", max_steps)
 
 
-def starting_point(cfg: DictConfig) -> Start:
+def begin(cfg: DictConfig) -> Start:
+    """Find where the run of ``cfg`` begins.
+
+    Raises StorageError where its directory cannot be written or a live run is in it, ConfigError
+    where an earlier one is, or where the state is of a run with other settings.
+    """
+    directory = Path(cfg.run_dir)
+    check_writable(directory, "hydra.run.dir")
+    start = _starting_point(cfg)
+    check_free(directory, start.resumes)
+    _check_same_run(cfg, start)
+    return start
+
+
+def _starting_point(cfg: DictConfig) -> Start:
     """Read ``resume``, ``ckpt_path`` and ``init_from``.
 
-    resume=auto goes on in a run directory that holds a checkpoint. Else the run is new: from the full state of another
-    run (ckpt_path), from (averaged) weights alone (init_from), or from nothing. Raises ConfigError for both of them.
+    resume=auto goes on in a run directory that holds a checkpoint. Else the run is new: from the
+    full state of another run (ckpt_path), from (averaged) weights alone (init_from), or from
+    nothing. Raises ConfigError for both of them.
     """
     require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
     resumes = cfg.resume == "auto"
@@ -101,8 +121,8 @@ def _full_state(path: Path, resumes: bool) -> Start:
     return Start(path, content, resumes)
 
 
-def check_same_run(cfg: DictConfig, start: Start) -> None:
-    """Raise ConfigError with the differences when ``start`` restores the state of a run with other settings."""
+def _check_same_run(cfg: DictConfig, start: Start) -> None:
+    """Raise ConfigError where ``start`` restores the state of a run with other settings."""
     if start.path is None:
         return
     raw = OmegaConf.to_container(cfg, resolve=False)
@@ -111,37 +131,46 @@ def check_same_run(cfg: DictConfig, start: Start) -> None:
     except OmegaConfBaseException:
         return  # the model cannot be built, which says more
     found = _differences(raw, _kept(start.content["config"]), now)
-    if found:
-        own = start.is_within(Path(cfg.run_dir))
-        asked, origin = (
-            ("resume=auto", cfg.run_dir) if own else (f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path)
-        )
-        listed = ", ".join(found[:SHOWN]) + (
-            f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        )
-        raise ConfigError(
-            f"{asked}: the checkpoint was made with other settings: {listed}; "
-            f"give the same, or init_from={origin} for a new run from its weights"
-        )
+    if not found:
+        return
+    asked, origin = f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path
+    if start.is_within(Path(cfg.run_dir)):
+        asked, origin = "resume=auto", cfg.run_dir
+    listed = ", ".join(found[:SHOWN])
+    if len(found) > SHOWN:
+        listed += f" and {len(found) - SHOWN} more"
+    advice = f"give the same, or init_from={origin} for a new run from its weights"
+    why = f"the checkpoint was made with other settings: {listed}"
+    raise ConfigError(f"{asked}: {why}; {advice}")
 
 
 def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``model.latent_dim 16 -> 32``, each by the name that is typed; of another object only that it is another."""
+    """``model.latent_dim 16 -> 32``, each by the name that is typed.
+
+    Of an object of another class only that it is another.
+    """
     found: dict[str, str] = {}
-    others: tuple[str, ...] = ()
-    for path in sorted(
-        now.keys() | then.keys(),
-        key=lambda name: (name.count("."), not name.endswith(TARGET), name),
-    ):
+    replaced: tuple[str, ...] = ()
+    for path in sorted(now.keys() | then.keys(), key=_from_above):
         old, new = then.get(path), now.get(path)
-        if old == new or path.startswith(others):
+        if old == new or path.startswith(replaced):
             continue
+        setting = path.removesuffix(TARGET)
         if path.endswith(TARGET):
-            others += (path.removesuffix(TARGET) + ".",)
-            old, new = (target and option_of({"_target_": str(target)}) for target in (old, new))
-        name, _ = setting_of(raw, path.removesuffix(TARGET))
+            replaced += (f"{setting}.",)
+            old, new = _option(old), _option(new)
+        name, _ = setting_of(raw, setting)
         found.setdefault(name, f"{name} {_short(old)} -> {_short(new)}")
     return list(found.values())
+
+
+def _from_above(path: str) -> tuple[int, bool, str]:
+    """Order in which a node's class comes before what the node holds."""
+    return path.count("."), not path.endswith(TARGET), path
+
+
+def _option(target: object) -> str | None:
+    return option_of({"_target_": str(target)}) if target else None
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

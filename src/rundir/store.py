@@ -1,4 +1,4 @@
-"""The checkpoints of one run on the disk: numbered files, and a pointer to the newest one that is known to be good."""
+"""The checkpoints of one run: numbered files, and a pointer to the newest good one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint file, or "": torch writes checksums and never looks at them."""
+    """What is wrong with a checkpoint file, or "": torch never verifies its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -35,10 +35,11 @@ def damage(path: Path) -> str:
 
 
 class CheckpointStore:
-    """``step-<step>.ckpt`` in a directory. A file counts from the moment at which ``latest.json`` names it.
+    """``step-<step>.ckpt`` in a directory; a file counts from when ``latest.json`` names it.
 
-    The pointer goes by the step that the file holds, never by times of files, which copies and clocks change. keep:
-    how many files stay, so that a damaged newest one costs the way since the one before.
+    The pointer goes by the step that the file holds, never by times of files, which copies and
+    clocks change. keep: how many files stay; if the newest is damaged, only the steps since the
+    previous one are lost.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
@@ -49,7 +50,7 @@ class CheckpointStore:
         return self.directory / f"{kind}-{step:08d}.ckpt"
 
     def candidates(self) -> list[Path]:
-        """Checkpoints to go on from, newest first; all there are where the pointer cannot be read."""
+        """Checkpoints to go on from, newest first; all where the pointer cannot be read."""
         alone = self.directory / LAST
         if not (
             self.directory / POINTER
@@ -63,11 +64,11 @@ class CheckpointStore:
         ]
 
     def publish(self, path: Path, best: Path | None = None) -> None:
-        """Verify the file, make it the newest, and only then delete what is too old or of an abandoned future.
+        """Verify the file, make it the newest, and only then delete what is too old.
 
-        best: another name of this file, if it is the best so far; then those before it go.
-
-        Raises StorageError when what was written reads back damaged; the pointer then stays where it was.
+        So goes what is of a later step: it was abandoned. best: another name of this file, if it is
+        the best so far; then those before it go. Raises StorageError when what was written reads
+        back damaged; the pointer then stays where it was.
         """
         found = damage(path)
         if found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -13,17 +12,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.config.build import build, naming
-from src.config.settings import check_settings
-from src.config.trainer import check_seed, check_trainer
+from src.config.checks import check_training
 from src.config.words import nearest
 from src.errors import ConfigError, require
 from src.model.base import GenerativeModel
 from src.noise import generator
 from src.parallel.ranks import SameOnAllRanks
 from src.rundir.checkpoint_io import AtomicCheckpointIO
-from src.rundir.directory import check_free, check_writable
 from src.rundir.provenance import plain
-from src.rundir.resume import Start, check_same_run, starting_point
+from src.rundir.resume import Start, begin
 from src.training.data import ImageDataModule, data_of
 from src.training.interruption import INTERRUPTION
 from src.training.module import GenerativeModule
@@ -63,16 +60,9 @@ def assemble(cfg: DictConfig) -> Assembly:
 
 def check(cfg: DictConfig) -> Start:
     """Refuse what the configuration alone decides, and find where the run begins."""
-    check_settings(cfg, dataset=ImageDataModule)
-    check_seed(cfg.seed)
-    check_trainer(cfg.trainer)
-    _check_optimizer(cfg.optimizer)
+    check_training(cfg, dataset=ImageDataModule)
     INTERRUPTION.give(cfg.grace_seconds)
-    check_writable(Path(cfg.run_dir), "hydra.run.dir")
-    start = starting_point(cfg)
-    check_free(Path(cfg.run_dir), start.resumes)
-    check_same_run(cfg, start)
-    return start
+    return begin(cfg)
 
 
 def build_parts(cfg: DictConfig, start: Start) -> Parts:
@@ -112,15 +102,6 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
     return Assembly(start, module, data, trainer, config)
 
 
-def _check_optimizer(node: DictConfig) -> None:
-    """torch refuses a negative number without its name, and takes a rate of 0."""
-    rate = node.get("lr", 1)
-    require(rate > 0, "optimizer.lr", rate, "must be > 0")
-    for key, value in node.items():
-        is_negative = isinstance(value, int | float) and value < 0
-        require(not is_negative, f"optimizer.{key}", value, "must be >= 0")
-
-
 def _scheduler(
     make: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: float
 ) -> LRScheduler:
@@ -131,7 +112,7 @@ def _scheduler(
 def _check_monitored(
     cfg: DictConfig, model: GenerativeModel, callbacks: Mapping[str, pl.Callback]
 ) -> None:
-    """Raise ConfigError where nothing will log the optimised metric, or what a callback monitors."""
+    """Raise ConfigError where nothing will log the optimised metric, or a monitored one."""
     logged = _losses(cfg, model)
     for callback in callbacks.values():
         if hasattr(callback, "logged"):

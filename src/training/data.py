@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from src.config.build import build, naming
 from src.dataset.base import SPLITS, Batch, ImageData
-from src.errors import ConfigError, DataError, require
+from src.errors import DataError, require
 from src.noise import mix
 from src.training.interruption import leave_signals_to_parent
 from src.training.order import Batches, EvalPlan, ResumableLoader, TrainPlan, limited
@@ -19,7 +19,7 @@ BINARIZE = (None, "static", "dynamic")
 
 
 def data_of(cfg: DictConfig) -> ImageDataModule:
-    """The data that ``cfg.dataset`` describes, read. Raises DataError or ConfigError with the setting's name."""
+    """The data of ``cfg.dataset``, read; errors have the setting's name."""
     node = cfg.dataset
     _ = node.root  # raises where it is missing (???)
     with naming("dataset"):
@@ -38,10 +38,16 @@ def data_of(cfg: DictConfig) -> ImageDataModule:
 class ImageDataModule(pl.LightningDataModule):
     """The three splits of a data set as loaders.
 
-    load: split -> ImageData. image_shape: what the config says, checked against the images. global_batch_size: images
-    per optimiser step, over devices, nodes and accumulation. worker_timeout: seconds for a batch, after which a worker
-    counts as lost (0: never). flip: mirror each training image with probability 1/2.
-    binarize: null, ``static`` (each image has its bits, whatever the seed) or ``dynamic`` (drawn anew at every visit).
+    Arguments:
+        load: split -> ImageData.
+        image_shape: what the configuration says, checked against the images.
+        global_batch_size: images per optimiser step, over devices, nodes and accumulation.
+        seed: of order, augmentation and noise.
+        num_workers: processes that load batches; 0 is this one.
+        worker_timeout: seconds for a batch, after which a worker counts as lost (0: never).
+        flip: mirror each training image with probability 1/2.
+        binarize: null, ``static`` (each image has its bits, whatever the seed) or ``dynamic``
+            (drawn anew at every visit).
     """
 
     def __init__(
@@ -56,38 +62,23 @@ class ImageDataModule(pl.LightningDataModule):
         binarize: str | None = None,
     ) -> None:
         super().__init__()
-        counts = {
-            "global_batch_size": global_batch_size,
-            "num_workers": num_workers,
-            "worker_timeout": worker_timeout,
-        }
-        for name, count in counts.items():
-            least = int(name == "global_batch_size")
-            whole = isinstance(count, int) and count >= least
-            require(whole, f"dataset.{name}", count, f"must be an integer >= {least}")
-        require(
-            binarize in BINARIZE, "dataset.binarize", binarize, "must be null, static or dynamic"
-        )
-        self.splits = {split: load(split=split) for split in SPLITS}
-        for split, data in self.splits.items():
-            if data.image_shape != tuple(image_shape):
-                raise DataError(
-                    f"dataset.image_shape={list(image_shape)}: {split} images are {list(data.image_shape)}"
-                )
+        _check_count("global_batch_size", global_batch_size, least=1)
+        _check_count("num_workers", num_workers, least=0)
+        _check_count("worker_timeout", worker_timeout, least=0)
+        allowed = "must be null, static or dynamic"
+        require(binarize in BINARIZE, "dataset.binarize", binarize, allowed)
+        self.splits = {split: _read(load, split, image_shape) for split in SPLITS}
         size = len(self.splits["train"])
         allowed = f"must be at most the {size} images of the training split"
         require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
         self.global_batch_size, self.seed = global_batch_size, seed
-        timeout = (
-            worker_timeout if num_workers else 0
-        )  # without workers there is nobody to wait for
+        self.flip, self.binarize = flip, binarize
         self.workers = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
-            "timeout": timeout,
+            "timeout": worker_timeout if num_workers else 0,  # else there is nobody to wait for
+            "worker_init_fn": leave_signals_to_parent,
         }
-        self.workers["worker_init_fn"] = leave_signals_to_parent
-        self.flip, self.binarize = flip, binarize
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled by seed and epoch; this rank's share of every global batch."""
@@ -127,11 +118,27 @@ class ImageDataModule(pl.LightningDataModule):
         return Batches(self.splits[split], split, flip, self.binarize)
 
     def shares(self, trainer: pl.Trainer) -> tuple[int, int, int]:
-        """(accumulation, world size, rank): how a global batch is cut. Raises ConfigError where it cannot be."""
+        """How a global batch is cut: accumulation, world size, rank.
+
+        Raises ConfigError where it cannot be.
+        """
         accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
-        if self.global_batch_size % (accumulate * world):
-            raise ConfigError(
-                f"dataset.global_batch_size={self.global_batch_size}: must be divisible by {accumulate * world} "
-                f"({world} devices x trainer.accumulate_grad_batches={accumulate})"
-            )
+        parts = f"{world} devices x trainer.accumulate_grad_batches={accumulate}"
+        allowed = f"must be divisible by {accumulate * world} ({parts})"
+        divides = self.global_batch_size % (accumulate * world) == 0
+        require(divides, "dataset.global_batch_size", self.global_batch_size, allowed)
         return accumulate, world, trainer.global_rank
+
+
+def _check_count(name: str, count: object, least: int) -> None:
+    fits = isinstance(count, int) and count >= least
+    require(fits, f"dataset.{name}", count, f"must be an integer >= {least}")
+
+
+def _read(load: Callable[[str], ImageData], split: str, image_shape: Sequence[int]) -> ImageData:
+    """A split, whose images must have the shape that the configuration says."""
+    data = load(split=split)
+    if data.image_shape != tuple(image_shape):
+        found = f"{split} images are {list(data.image_shape)}"
+        raise DataError(f"dataset.image_shape={list(image_shape)}: {found}")
+    return data

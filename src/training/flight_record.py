@@ -1,4 +1,4 @@
-"""What was going on when a loss or gradient stopped being finite: enough to see why, and to see it again."""
+"""What was going on when a loss or gradient stopped being finite, enough to see it again."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def write_flight_record(
 ) -> None:
     """``record.json`` and ``batch.pt`` (the batches as tuples) of the present optimiser step.
 
-    record.json: losses of the micro-batches; per image its index in the training split, the key of its noise and its
-    time t where the model draws one; per layer the norms of weights and gradients, null where not finite; the command
-    that goes on from the last checkpoint, as long as it is there, and comes to the same step with the same numbers.
+    record.json: losses of the micro-batches; per image its index in the training split, the key of
+    its noise and its time t where the model draws one; per layer the norms of weights and
+    gradients, null where not finite; the command that goes on from the last checkpoint, as long as
+    it is there, and comes to the same step with the same numbers.
     """
     module = trainer.lightning_module
     record = {
@@ -45,7 +46,7 @@ def write_flight_record(
 
 
 def _replay(trainer: pl.Trainer, name: str) -> str:
-    """A run of its own from the checkpoint before, with the same settings: it fails at the same step."""
+    """A run of its own from the last checkpoint, which fails at the same step."""
     run_dir = Path(trainer.default_root_dir)
     found = CheckpointStore(run_dir / "checkpoints").candidates()
     start = [f"ckpt_path={found[0]}"] if found else []

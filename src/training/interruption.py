@@ -1,4 +1,4 @@
-"""Signals: a request to stop that is met at the next step boundary, or at once where there is nothing to finish."""
+"""Signals: a request to stop, met at the next step boundary or at once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ MARGIN = 1.5  # seconds of the grace that remain when the process gives up waiti
 
 
 class Interruption:
-    """The state of this process towards signals; a process has one set of handlers, so there is one (``INTERRUPTION``).
+    """How this process answers signals; it has one set of handlers, so there is one instance.
 
-    While ``busy`` the first signal is a request, which the training loop meets at the next boundary; otherwise, and
-    for a second signal, Interrupted is raised where the program stands. ``may_leave``: whether the loop stands at a
-    boundary that all ranks leave at. A thread sees signals also while the program is in C code: after ``grace``
-    seconds, or soon after a second signal, it ends the process whatever it does. A lost terminal stops nothing.
+    While ``busy`` the first signal is a request, which the training loop meets at the next
+    boundary; otherwise, and for a second signal, Interrupted is raised where the program stands.
+    ``may_leave``: whether the loop stands at a boundary that all ranks leave at. A thread sees
+    signals also while the program is in C code: after ``grace`` seconds, or soon after a second
+    signal, it ends the process whatever it does. A lost terminal stops nothing.
     """
 
     def __init__(self) -> None:
@@ -70,7 +71,7 @@ class Interruption:
             self.requested, self.busy, self.may_leave, self._depth = None, False, False, 0
 
     def listen(self) -> None:
-        """Install the handlers. Again after Lightning has put its own around them, which wait for other ranks."""
+        """Install the handlers, again after Lightning's own, which wait for other ranks."""
         if self._depth:
             for signum in STOPPING:
                 signal.signal(signum, self._on_signal)
@@ -86,7 +87,7 @@ class Interruption:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the training loop waits for data at a boundary, a signal ends it at once; it is not busy then."""
+        """While the loop waits for data at a boundary it is not busy: a signal ends it at once."""
         waits = self.busy and self.may_leave
         if waits:
             self.busy = False
@@ -126,20 +127,18 @@ class Interruption:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For data workers: a signal to the whole process group is the training's business, which ends its workers."""
+    """For data workers: the training answers a signal to the group, and ends its workers."""
     for signum in (*STOPPING, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 
 
 def _give_up(signum: int, patience: float, pipe: object) -> None:
-    """End the process after so many seconds, unless it has stopped to listen: then it is on its way."""
+    """End the process after so many seconds, unless it no longer listens: then it is ending."""
     time.sleep(patience)
     if not pipe.closed:
         left = Interrupted(signum)
-        os.write(
-            2,
-            f"error: stopped by {left} without waiting any longer; the last checkpoint stands\n".encode(),
-        )
+        line = f"error: stopped by {left} without waiting any longer; the last checkpoint stands\n"
+        os.write(2, line.encode())
         os._exit(left.exit_code)
 
 

@@ -31,32 +31,33 @@ class Batches(Dataset):
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         if self.binarize:
             x = self._bits(x, indices, seeds)
-        return Batch(
-            x, None if self.data.labels is None else self.data.labels[pick], seeds, indices
-        )
+        labels = None if self.data.labels is None else self.data.labels[pick]
+        return Batch(x, labels, seeds, indices)
 
     def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
-        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2; static bits are the data's, not the run's."""
-        keys = (
-            seeds if self.binarize == "dynamic" else [mix("static", self.split, i) for i in indices]
-        )
-        uniform = torch.stack(
-            [torch.rand(x.shape[1:], generator=generator(key, "binarize")) for key in keys]
-        )
+        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2.
+
+        Static bits are the data's, not the run's.
+        """
+        keys = seeds
+        if self.binarize == "static":
+            keys = [mix("static", self.split, index) for index in indices]
+        own = [generator(key, "binarize") for key in keys]
+        uniform = torch.stack([torch.rand(x.shape[1:], generator=each) for each in own])
         return 2 * (uniform < (x + 1) / 2).float() - 1
 
 
 def limited(num_batches: int, limit: float | None) -> int:
-    """Batches of an epoch under a ``trainer.limit_train_batches``: so many, or a share; null is all."""
-    return (
-        min(num_batches, limit)
-        if isinstance(limit, int)
-        else int(num_batches * (1.0 if limit is None else limit))
-    )
+    """Batches of an epoch under ``trainer.limit_train_batches``: a count, a share, or null."""
+    if limit is None:
+        return num_batches
+    if isinstance(limit, int):
+        return min(num_batches, limit)
+    return int(num_batches * limit)
 
 
 class TrainPlan(Sampler[Key]):
-    """Keys of one rank's micro-batches: every global batch is cut into accumulation x rank slices by position."""
+    """Keys of one rank's micro-batches: a global batch is cut into accumulation x rank slices."""
 
     def __init__(
         self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]
@@ -101,10 +102,11 @@ class EvalPlan(Sampler[Key]):
 
 
 class ResumableLoader(DataLoader):
-    """Training loader whose position is part of the checkpoint: a resumed epoch goes on at the next batch.
+    """Training loader whose position is part of the checkpoint.
 
-    Lightning saves and restores ``state_dict`` by itself. The first iteration after a restore continues the epoch,
-    every other one begins the next. end: batches after which Lightning ends an epoch, at most ``len(plan)``.
+    A resumed epoch goes on at the next batch: Lightning saves and restores ``state_dict`` by
+    itself. The first iteration after a restore continues the epoch, every other one begins the
+    next. end: batches after which Lightning ends an epoch, at most ``len(plan)``.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches given out in it; before the first one, the end of the epoch before."""
+        """Epoch and batches given out in it; before the first one, the end of the last epoch."""
         plan = self.sampler
         return (
             {"epoch": plan.epoch, "done": plan.done}

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint
 
 from src.config.build import build
-from src.config.trainer import LENGTH
+from src.config.checks import LENGTH
 from src.errors import require
 from src.parallel.process import prepare_process
 from src.training.order import limited
@@ -26,10 +26,10 @@ def counts_epochs(trainer: DictConfig) -> bool:
 def fill_length(cfg: DictConfig, steps_per_epoch: int = 0) -> float:
     """Number of optimiser steps: the user's steps or epochs, else the data set's ``max_steps``.
 
-    Infinite where only ``trainer.max_time``, a further limit, ends the run. Where nothing is said of
-    validation it takes place five times, evenly spaced (every 1,000 steps where the length is unknown).
-    Epochs are counted in steps from here on: Lightning resumes the position in the data for steps only.
-    steps_per_epoch: needed where ``counts_epochs``.
+    Infinite where only ``trainer.max_time``, a further limit, ends the run. Where nothing is said
+    of validation it takes place five times, evenly spaced (every 1,000 steps where the length is
+    unknown). Epochs are counted in steps from here on: Lightning resumes the position in the data
+    for steps only. steps_per_epoch: needed where ``counts_epochs``.
     """
     trainer = cfg.trainer
     if trainer.max_steps is None and trainer.max_epochs is None:

@@ -1,4 +1,4 @@
-"""What the trainer's settings may be: Lightning accepts some in silence, or refuses without a name."""
+"""What a training run's settings may be: libraries accept some in silence, or name none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from src.config.machine import check_machine
+from src.config.settings import check_settings
 from src.errors import require
 
 
@@ -74,18 +75,38 @@ RULES = (
 )
 
 
-def check_trainer(node: DictConfig) -> None:
-    """Raise ConfigError where a setting of ``cfg.trainer`` cannot work, here or anywhere."""
-    check_machine(node)
-    for rule in RULES:
-        rule.check(node[rule.setting], f"trainer.{rule.setting}")
-    epochs, interval = node.check_val_every_n_epoch, node.val_check_interval
-    allowed = f"must be null where trainer.val_check_interval={interval} counts batches over the whole run"
-    fits = epochs is None or not isinstance(interval, int)
-    require(fits, "trainer.check_val_every_n_epoch", epochs, allowed)
+def check_training(cfg: DictConfig, **built_by_hand: type) -> None:
+    """Raise ConfigError where a setting of a training run cannot work, whatever its data are.
+
+    built_by_hand: as in ``check_settings``.
+    """
+    check_settings(cfg, **built_by_hand)
+    check_seed(cfg.seed)
+    _check_trainer(cfg.trainer)
+    _check_optimizer(cfg.optimizer)
 
 
 def check_seed(seed: object) -> None:
     """Raise ConfigError unless torch and NumPy take the seed."""
     fits = isinstance(seed, int) and 0 <= seed < 2**32
     require(fits, "seed", seed, "must be an integer from 0 to 4294967295")
+
+
+def _check_trainer(node: DictConfig) -> None:
+    check_machine(node)
+    for rule in RULES:
+        rule.check(node[rule.setting], f"trainer.{rule.setting}")
+    epochs, interval = node.check_val_every_n_epoch, node.val_check_interval
+    why = "counts batches over the whole run"
+    allowed = f"must be null where trainer.val_check_interval={interval} {why}"
+    fits = epochs is None or not isinstance(interval, int)
+    require(fits, "trainer.check_val_every_n_epoch", epochs, allowed)
+
+
+def _check_optimizer(node: DictConfig) -> None:
+    """torch refuses a negative number without its name, and takes a rate of 0."""
+    rate = node.get("lr", 1)
+    require(rate > 0, "optimizer.lr", rate, "must be > 0")
+    for key, value in node.items():
+        is_negative = isinstance(value, int | float) and value < 0
+        require(not is_negative, f"optimizer.{key}", value, "must be >= 0")
