@@ -57,12 +57,12 @@ EVALUATE = (
 PORTABLE = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     "ATEN_CPU_CAPABILITY": "default",  # torch's own kernels
-    "MKL_CBWR": "COMPATIBLE",  # torch's matrix products, LAPACK and vector mathematics
-    "ONEDNN_MAX_CPU_ISA": "SSE41",  # convolutions, were they not switched off below
+    "MKL_CBWR": "COMPATIBLE",  # torch's matrix products and LAPACK
+    "ONEDNN_MAX_CPU_ISA": "SSE41",  # convolutions, should any be left to it
     "OPENBLAS_CORETYPE": "Nehalem",  # matrix products of numpy and scipy
-    "OPENBLAS_L2_SIZE": "512",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
-    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX,-AVX512F",  # exp, log, sin: FMA
+    "OPENBLAS_L2_SIZE": "512",  # and where they are cut into blocks
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",  # numpy's own
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX,-AVX512F",  # exp and log by FMA
     "CUDA_VISIBLE_DEVICES": "",
     "WANDB_MODE": "offline",
     "PYTHONPATH": str(ROOT),

@@ -1,8 +1,9 @@
 """The process of benchmarks/baseline.py in which its commands run and their files are read.
 
-python benchmarks/baseline_process.py FOLDER < {"commands": [[entry, words], ...], "runs": [directory, ...]}
+python benchmarks/baseline_process.py FOLDER < PLAN
 
-Writes FOLDER/facts.json. It knows the program by its command line and its files only.
+PLAN: {"commands": [[entry, words], ...], "runs": [directory in FOLDER, ...]}. FOLDER/facts.json is
+written. It knows the program by its command line and its files only.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ TIMES = ("seconds", "train_seconds", "images_per_second")
 
 
 def plain_kernels() -> None:
-    """Take kernels out of use that are made for the CPU and that no environment variable holds back.
+    """Take kernels out of use whose bits depend on the CPU whatever the environment says.
 
-    Convolutions of oneDNN and NNPACK: matrix products remain. Square roots of MKL's vector mathematics, which begin
-    with the CPU's estimate of 1 / sqrt(x), another one on AMD than on Intel: IEEE 754's take their place.
+    Convolutions of oneDNN and NNPACK: matrix products remain. Square roots of MKL's vector library,
+    which begin with the CPU's own estimate of 1 / sqrt(x): those of IEEE 754 take their place.
     """
     torch.backends.mkldnn.set_flags(False)
     torch.backends.nnpack.set_flags(False)
@@ -46,7 +47,7 @@ def _sqrt(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def run(entry: str, words: Sequence[str]) -> None:
-    """``python -m src.<entry> WORDS`` in a fork, which need not import torch and shares nothing with other commands."""
+    """``python -m src.<entry> WORDS`` in a fork: it need not import torch, and leaves nothing."""
     process = multiprocessing.get_context("fork").Process(target=_enter, args=(entry, words))
     process.start()
     process.join()
@@ -82,7 +83,7 @@ def facts_of(run: Path) -> Iterator[tuple[str, Leaf]]:
 
 
 def _sha256(value: Any) -> str:  # noqa: ANN401
-    """Hash of nested dicts and lists of tensors and numbers: names in order, types, shapes and raw bytes."""
+    """Hash of nested dicts and lists: sorted names, and of tensors types, shapes and raw bytes."""
     state = hashlib.sha256()
     for path, leaf in _leaves(value, ""):
         if hasattr(leaf, "numpy"):
@@ -105,7 +106,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
 
 
 def main() -> None:
-    """Run everything before the first tensor is touched here: forks then behave like fresh processes."""
+    """Run everything before a tensor is touched here: forks then behave like fresh processes."""
     folder, plan = Path(sys.argv[1]), json.load(sys.stdin)
     plain_kernels()
     for entry, words in plan["commands"]:
