@@ -41,18 +41,20 @@ class Source(NamedTuple):
     """A torchvision data set and where it lies under its root."""
 
     dataset: type[MNIST] | type[CIFAR10]
+    key: str  # of the permutation that cuts off val: a constant, whatever the class is called
     folder: str
     files: list[str]  # in folder
     archives: list[str]  # relative to root; unpacked without a download where they are present
     is_sound: Callable[[Path], bool]
 
 
-def idx_source(dataset: type[MNIST]) -> Source:
+def idx_source(dataset: type[MNIST], key: str) -> Source:
     """Source of a set in MNIST's file format: ROOT/MNIST/raw/train-images-idx3-ubyte and three more."""
     folder = f"{dataset.__name__}/raw"
     archives = [name for name, _ in dataset.resources]
     return Source(
         dataset,
+        key,
         folder,
         files=[name.removesuffix(".gz") for name in archives],
         archives=[f"{folder}/{name}" for name in archives],
@@ -60,13 +62,14 @@ def idx_source(dataset: type[MNIST]) -> Source:
     )
 
 
-def batch_source(dataset: type[CIFAR10]) -> Source:
+def batch_source(dataset: type[CIFAR10], key: str) -> Source:
     """Source of a set in CIFAR's pickled batches: ROOT/cifar-10-batches-py/data_batch_1 and more, checked by MD5."""
     md5 = dict(
         [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
     )
     return Source(
         dataset,
+        key,
         dataset.base_folder,
         files=list(md5),
         archives=[dataset.filename],
@@ -92,8 +95,8 @@ def load_official(source: Source, root: str, split: str) -> ImageData:
     official = _read(source, place, train=split != "test")
     if split == "test":
         return official
-    name = source.dataset.__name__.lower()
-    return official.subset(fixed_split(name, len(official), NUM_VAL, num_test=0, split=split))
+    index = fixed_split(source.key, len(official), NUM_VAL, num_test=0, split=split)
+    return official.subset(index)
 
 
 def _read(source: Source, root: Path, train: bool) -> ImageData:

@@ -64,8 +64,13 @@ class Disentanglement:
             _attempt(self.names[:1], lambda: (Measurement(mig(train)),))
             | _attempt(self.names[1:4], lambda: _dci(train, test))
             | _attempt(self.names[4:5], lambda: (_sap(train, test),))
-            | _attempt(self.names[5:6], lambda: (self._accuracy(factor_vae_score, table),))
-            | _attempt(self.names[6:], lambda: (self._accuracy(beta_vae_score, table),))
+            | _attempt(
+                self.names[5:6],
+                lambda: (self._accuracy(factor_vae_score, "factor_vae_score", table),),
+            )
+            | _attempt(
+                self.names[6:], lambda: (self._accuracy(beta_vae_score, "beta_vae_score", table),)
+            )
         )
         context = {
             "protocol": "disentanglement_lib",
@@ -79,8 +84,9 @@ class Disentanglement:
         }
         return {name: measurement.within(**context) for name, measurement in measured.items()}
 
-    def _accuracy(self, score: Callable[..., float], table: FactorTable) -> Measurement:
-        random = generator("disentanglement", score.__name__, self.seed)
+    def _accuracy(self, score: Callable[..., float], key: str, table: FactorTable) -> Measurement:
+        """key: of the noise, a constant that outlives the names in the code."""
+        random = generator("disentanglement", key, self.seed)
         share = score(table, self.num_train, self.num_eval, self.batch_size, random)
         error = binomial_error(share, self.num_eval)
         return Measurement(share, error, "standard error", context={"batch_size": self.batch_size})
