@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -69,12 +69,12 @@ def build_parts(cfg: DictConfig, start: Start) -> Parts:
     """Build the objects, which check themselves; the names that will be logged are known then."""
     pl.seed_everything(cfg.seed, verbose=False)
     model = build(cfg, "model")
-    make_optimizer, make_schedule = build(cfg, "optimizer"), build(cfg, "lr_schedule")
+    make_optimizer = build(cfg, "optimizer")
     with naming("optimizer"):
         optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
     scheduler = None
     if not counts_epochs(cfg.trainer):
-        scheduler = _scheduler(make_schedule, optimizer, fill_length(cfg))
+        scheduler = _scheduler(cfg, optimizer, fill_length(cfg))
     nodes = {name: node for name, node in cfg.callback.items() if node and "_target_" in node}
     callbacks = {name: build(cfg, f"callback.{name}") for name in nodes}
     _check_monitored(cfg, model, callbacks)
@@ -89,7 +89,7 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
     _check_bits(model, data)
     if scheduler is None:
         total_steps = fill_length(cfg, len(data.splits["train"]) // data.global_batch_size)
-        scheduler = _scheduler(build(cfg, "lr_schedule"), optimizer, total_steps)
+        scheduler = _scheduler(cfg, optimizer, total_steps)
     config = plain(cfg)
     same = SameOnAllRanks(config, start.step)
     io = AtomicCheckpointIO(config)
@@ -102,9 +102,8 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
     return Assembly(start, module, data, trainer, config)
 
 
-def _scheduler(
-    make: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: float
-) -> LRScheduler:
+def _scheduler(cfg: DictConfig, optimizer: Optimizer, total_steps: float) -> LRScheduler:
+    make = build(cfg, "lr_schedule")
     with naming("lr_schedule"):
         return make(optimizer, total_steps=total_steps)
 
