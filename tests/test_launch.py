@@ -18,6 +18,7 @@ from src.launch.job import Job, recorded
 from src.launch.local import Local
 from src.launch.ray import Ray
 from src.launch.slurm import Slurm
+from src.launch.slurm_submission import Submission
 
 STANDIN = (sys.executable, standin.__file__)
 
@@ -347,7 +348,7 @@ def test_what_slurm_loses_is_submitted_again_while_it_gets_on(slurm, tmp_path):
 
 
 def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp_path):
-    ours, theirs = (some_jobs(tmp_path) for _ in range(2))
+    ours, theirs = (list(map(Submission, some_jobs(tmp_path))) for _ in range(2))
     one, two = Slurm(poll=0.05), Slurm(poll=0.05)
     running, followed = {}, {}
     assert one._submit(ours, running) == two._submit(theirs, followed) == []
@@ -365,7 +366,7 @@ def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp
 
 def test_a_refusal_ends_no_job_of_an_earlier_start(slurm, tmp_path):
     first, second = some_jobs(tmp_path, 2)
-    assert Slurm(poll=0.05)._submit([first], {}) == []
+    assert Slurm(poll=0.05)._submit([Submission(first)], {}) == []
     (slurm / "sbatch.broken").touch()
     again = Slurm(poll=0.05)
 
@@ -383,7 +384,7 @@ def test_a_refusal_ends_no_job_of_an_earlier_start(slurm, tmp_path):
 def test_what_slurm_never_takes_is_given_up(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr("src.launch.slurm.GIVE_UP", 3)
     slow = Slurm(poll=0.05)
-    slow.accepted = True
+    slow.cluster.accepted = True
     (slurm / "sbatch").write_text("#!/bin/bash\necho too large >&2; exit 1\n")
     ended = [(job.number, code, why) for job, code, why in slow.run(iter(some_jobs(tmp_path, 2)))]
     assert sorted(ended) == [(k, 2, "launcher=slurm: sbatch refuses: too large") for k in (0, 1)]
@@ -393,9 +394,9 @@ def test_what_cannot_be_cancelled_is_not_called_stopped(slurm, tmp_path, monkeyp
     monkeypatch.setattr("src.launch.slurm.KILL_WAIT", 0.5)
     (job,) = some_jobs(tmp_path, 1)
     stubborn, running = Slurm(poll=0.05, grace=0.5), {}
-    stubborn._submit([job], running)
+    stubborn._submit([Submission(job)], running)
     (slurm / "scancel").write_text("#!/bin/bash\nexit 1\n")
-    stubborn._cancel([job])
+    stubborn._cancel(list(running.values()))
     assert "Slurm has not ended 1_0: scancel them" in caplog.text
     assert statuses(tmp_path / "sweep") == ["waiting"]
 
@@ -438,7 +439,7 @@ def test_words_of_an_earlier_start_are_not_the_last(tmp_path):
     (job,) = some_jobs(tmp_path, 1)
     job.file("log").parent.mkdir(parents=True)
     job.file("log").write_text("error: stopped by SIGTERM\n")
-    job.hear()
+    job.mark_log()
     job.begin()
     job.settle(137)
     assert job.detail == "killed by SIGKILL: no word"
