@@ -69,7 +69,7 @@ class LightningRepairs:
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:
-    """Whether Lightning validates after this batch: the (private) question that it asks itself next.
+    """Whether Lightning validates after this batch, by the private method that it calls next.
 
     There is no public one: the answer depends on epochs, batches, accumulation and early stops.
     """

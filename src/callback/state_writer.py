@@ -63,7 +63,7 @@ class StateWriter:
         return better
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:
-        """Write the state of all ranks. The best one has two names, of which one outlives ``keep``."""
+        """Write the state of all ranks; the best one also under a name that outlives ``keep``."""
         if trainer.fast_dev_run:
             return
         step = trainer.global_step
@@ -77,7 +77,7 @@ class StateWriter:
         self._unpublished = (path, second)
 
     def publish(self, trainer: pl.Trainer) -> None:
-        """Make the last saved state the one to go on from, once the numbers up to it are written."""
+        """Make the last saved state the newest, once the numbers up to its step are written."""
         if self._unpublished is not None and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()

@@ -30,7 +30,7 @@ TRIAL = "sweep.trial"  # the number of the job again, and no choice
 
 
 class JobLauncher(Launcher):
-    """Runs the jobs that a sweeper asks for; a table, ``jobs.csv`` and an exit code show how it went.
+    """Runs the jobs that a sweeper asks for; a table, ``jobs.csv`` and an exit code say how.
 
     Finished jobs are not done again, others go on from their checkpoint. A failed job stops no
     other one. A backend has
