@@ -23,9 +23,9 @@ class Checkpoint(LastInOrder):
     """Saves the whole state around every validation, at intervals between them, and before a stop.
 
     A state is taken after an optimiser step and becomes the newest once the numbers of this step
-    are on the disk. One from before a validation says so: whoever goes on from it validates first,
-    in full. Lightning runs callbacks of this base class after all others, so it sees their final
-    states.
+    are on the disk. One from before a validation is marked: a run that resumes from it first
+    validates, in full. Lightning runs callbacks of this base class after all others, so it sees
+    their final states.
 
     Arguments:
         dirpath: gets ``step-<step>.ckpt`` (the newest ``keep``), ``best-<step>.ckpt``, and
@@ -90,7 +90,7 @@ class Checkpoint(LastInOrder):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
-        """Save after an optimiser step where the policy says so, not after a micro-batch."""
+        """Save after an optimiser step where the policy is met, not after a micro-batch."""
         step = trainer.global_step
         if step == self._step:
             return
@@ -107,7 +107,7 @@ class Checkpoint(LastInOrder):
         INTERRUPTION.may_leave = requested or trainer.world_size == 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop here on request: the state on the disk says that a validation follows."""
+        """Stop here on request: the state on the disk is marked as one before a validation."""
         INTERRUPTION.listen()
         if not _within_fit(trainer):
             return

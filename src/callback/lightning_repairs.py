@@ -44,7 +44,7 @@ class LightningRepairs:
     def count_epochs(self, trainer: pl.Trainer) -> None:
         """Let the next epoch count as a new one where the resumed one had ended.
 
-        Lightning tells from the counters of the checkpoint at which point of an epoch it was
+        Lightning infers from the counters of the checkpoint at which point of an epoch it was
         taken (``FitLoop.update_restart_stage``), and keeps this answer for the whole next epoch.
         After a state from the end of an epoch it would take the next one for the same again.
         """

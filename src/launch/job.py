@@ -105,7 +105,7 @@ class Job:
 
         Arguments:
             code: exit status, minus the signal of one that was killed.
-            why: what a cluster knows about it.
+            why: what a cluster reports.
         """
         self.code = code
         # it may have been stopped when all was done

@@ -30,7 +30,7 @@ TRIAL = "sweep.trial"  # the number of the job again, and no choice
 
 
 class JobLauncher(Launcher):
-    """Runs the jobs that a sweeper asks for; a table, ``jobs.csv`` and an exit code say how.
+    """Runs the jobs of a sweeper; a table, ``jobs.csv`` and an exit code show how each ended.
 
     Finished jobs are not done again, others go on from their checkpoint. A failed job stops no
     other one. A backend has
@@ -87,7 +87,7 @@ class JobLauncher(Launcher):
             "launcher.jobs is how many run at a time"
         )
         require(at_once is None, "hydra.sweeper.max_batch_size", at_once, allowed)
-        jobs = [self.job(initial_job_idx + k, words) for k, words in enumerate(job_overrides)]
+        jobs = [self.job(initial_job_idx + k, own) for k, own in enumerate(job_overrides)]
         quiet_logging()
         to_do = sum(not job.is_finished() for job in jobs)
         log.info("%d jobs, %d to do", len(jobs), to_do)
@@ -101,8 +101,8 @@ class JobLauncher(Launcher):
         """
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         choices = cfg.hydra.runtime.choices
-        own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        chosen = [word for word in own if word.partition("=")[0] not in {TRIAL, *self.fixed}]
+        own = [text for text in overrides if not text.startswith(OF_THE_DRIVER)]
+        chosen = [text for text in own if text.partition("=")[0] not in {TRIAL, *self.fixed}]
         job = Job(
             number,
             own,

@@ -56,7 +56,7 @@ class Local:
         """This machine is there."""
 
     def check(self, job: Job) -> None:
-        """Raise ConfigError for a job that asks for its devices by name, or on several machines."""
+        """Raise ConfigError for a job whose devices are named, or on several machines."""
         require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
         counted = job.devices == "auto" or isinstance(job.devices, int)
         allowed = "must be a number or auto: the launcher chooses which"

@@ -163,8 +163,8 @@ class Slurm:
         jobs = [submission.job for submission in group]
         for job in jobs:
             job.mark_log()
-        words = self._words(jobs, write_array(jobs, self.setup))
-        handles = self.cluster.submit(words, len(jobs))
+        options = self._options(jobs, write_array(jobs, self.setup))
+        handles = self.cluster.submit(options, len(jobs))
         if handles is None:
             for job in jobs:
                 running.pop(job.number, None)
@@ -176,23 +176,23 @@ class Slurm:
             job.begin("waiting")
         return []
 
-    def _words(self, jobs: Sequence[Job], script: Path) -> list[str]:
-        """Arguments of ``sbatch`` for one array of jobs."""
+    def _options(self, jobs: Sequence[Job], script: Path) -> list[str]:
+        """Options of ``sbatch``, and the script, for one array of jobs."""
         tasks = jobs[0].devices
         at_once = f"%{self.jobs}" if self.jobs else ""
-        words = ["--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
-        words.append(f"--array=0-{len(jobs) - 1}{at_once}")
-        words += [f"--nodes={jobs[0].nodes}", f"--ntasks-per-node={tasks}"]
-        words += [f"--cpus-per-task={self.cpus}", f"--time={self.minutes}"]
-        words.append(f"--signal=USR1@{self.lead}")
-        words.append(f"--output={script.with_suffix('')}-%a.log")
+        options = ["--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
+        options.append(f"--array=0-{len(jobs) - 1}{at_once}")
+        options += [f"--nodes={jobs[0].nodes}", f"--ntasks-per-node={tasks}"]
+        options += [f"--cpus-per-task={self.cpus}", f"--time={self.minutes}"]
+        options.append(f"--signal=USR1@{self.lead}")
+        options.append(f"--output={script.with_suffix('')}-%a.log")
         if self.gpus:
-            words.append(f"--gpus-per-node={tasks}")
+            options.append(f"--gpus-per-node={tasks}")
         for name in ("partition", "account"):
             value = getattr(self, name)
             if value:
-                words.append(f"--{name}={value}")
-        return [*words, *self.options, str(script)]
+                options.append(f"--{name}={value}")
+        return [*options, *self.options, str(script)]
 
     def _state(self, submission: Submission) -> str:
         return self.cluster.state(submission.handle).name

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class State(NamedTuple):
-    """What squeue says of a job: its state, "" where it is not listed, and why it waits."""
+    """A job in the list of squeue: its state, "" where it is not listed, and why it waits."""
 
     name: str = ""
     reason: str = ""
@@ -25,7 +25,7 @@ class Cluster:
 
     Attributes:
         accepted: whether Slurm has ever taken a job.
-        refusal: what it said when it last refused one; "" since it has taken one again.
+        refusal: its last message when it refused one; "" once it has taken another.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Cluster:
         """The state of a job at the last look."""
         return self._states.get(handle, State())
 
-    def submit(self, words: Sequence[str], num: int) -> list[str] | None:
-        """Submit an array of ``num`` elements by ``sbatch words``; returns their handles.
+    def submit(self, options: Sequence[str], num: int) -> list[str] | None:
+        """Submit an array of ``num`` elements by ``sbatch options``; returns their handles.
 
         None where Slurm does not take it now. Raises ConfigError where it has never taken any.
         """
-        done = _run(["sbatch", *words])
+        done = _run(["sbatch", *options])
         if done.returncode:
             self._refused(" ".join(done.stderr.split()), num)
             return None
@@ -80,13 +80,13 @@ class Cluster:
         self.refusal = why
 
 
-def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """A command of Slurm, without the variables of a job that the driver itself may be.
 
     In a session of its own: Ctrl-C reaches the driver alone.
     """
     return subprocess.run(
-        words,
+        command,
         start_new_session=True,
         capture_output=True,
         text=True,

@@ -46,7 +46,7 @@ echo "$code" > "$job.exit.new" && mv "$job.exit.new" "$job.exit"
 """
 TASK = """# One task of the job. The first to fail writes its code: Slurm stops the others, and
 # their codes would hide it.
-trap : USR1 TERM # Slurm signals all processes of a step; the command knows what to do
+trap : USR1 TERM # Slurm signals all processes of a step; the command handles it
 # a later attempt may take over the lock of an earlier one
 export {attempt}={run}" "$(({starts}000 + ${{SLURM_RESTART_COUNT:-0}}))
 {command}

@@ -36,7 +36,7 @@ class Grid(GridSampler):
         """Do nothing: the number of trials ends the study, Optuna's own loop is not in use."""
 
 
-def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
+def parse(config: DictConfig, overrides: Sequence[str]) -> tuple[Space, list[str]]:
     """The search space, and the overrides that are the same for all jobs.
 
     A typed override wins over ``config.sweep.space``. Raises ConfigError for a key that does not
@@ -44,12 +44,12 @@ def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
 
     Arguments:
         config: the composed configuration of the driver, which has every key of the space.
-        words: the typed overrides.
+        overrides: those typed.
     """
     space: Space = {}
     fixed = []
     written = [f"{key}={text}" for key, text in config.sweep.space.items()]
-    for override in _parsed([*written, *words]):
+    for override in _parsed([*written, *overrides]):
         key = override.get_key_element()
         space.pop(key, None)
         if override.is_sweep_override():
@@ -66,12 +66,12 @@ def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
     return space, fixed
 
 
-def _parsed(words: Sequence[str]) -> Iterator[Override]:
-    for word in words:
+def _parsed(overrides: Sequence[str]) -> Iterator[Override]:
+    for text in overrides:
         try:
-            yield OverridesParser.create().parse_override(word)
+            yield OverridesParser.create().parse_override(text)
         except OverrideParseException as error:
-            raise ConfigError(f"{word}: {first_line(error)}; must be {FORMS}") from error
+            raise ConfigError(f"{text}: {first_line(error)}; must be {FORMS}") from error
 
 
 def _check_key(config: DictConfig, override: Override) -> None:
@@ -86,10 +86,10 @@ def _check_key(config: DictConfig, override: Override) -> None:
     options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
     if not options or not override.is_choice_sweep():
         return
-    for word in override.sweep_string_iterator():
-        if word not in (*options, "null"):
-            there = f"{nearest(word, options)}; there are {', '.join(options)}"
-            why = f"the search space names {key}={word}, which is no option{there}"
+    for option in override.sweep_string_iterator():
+        if option not in (*options, "null"):
+            there = f"{nearest(option, options)}; there are {', '.join(options)}"
+            why = f"the search space names {key}={option}, which is no option{there}"
             raise ConfigError(f"{override.input_line}: {why}")
 
 
@@ -103,7 +103,7 @@ def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
 
 
 def _distribution(override: Override) -> BaseDistribution:
-    """The distribution of one override; what is not numbers in order is a choice of words.
+    """The distribution of one override; what is not numbers in order is a choice.
 
     ``range`` ends before its stop, as everywhere in Hydra.
     """
@@ -113,12 +113,12 @@ def _distribution(override: Override) -> BaseDistribution:
         if override.is_interval_sweep():
             kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
             return kind(sweep.start, sweep.end, log=log)
-        words = list(override.sweep_string_iterator())
+        values = list(override.sweep_string_iterator())
         if not override.is_range_sweep() or sweep.shuffle or sweep.step <= 0:
-            return CategoricalDistribution(words)
+            return CategoricalDistribution(values)
         if isinstance(sweep.start, int) and isinstance(sweep.step, int):
-            return IntDistribution(int(words[0]), int(words[-1]), step=sweep.step, log=log)
-        return FloatDistribution(sweep.start, float(words[-1]), step=sweep.step)
+            return IntDistribution(int(values[0]), int(values[-1]), step=sweep.step, log=log)
+        return FloatDistribution(sweep.start, float(values[-1]), step=sweep.step)
     except (ValueError, IndexError) as error:
         raise ConfigError(f"{override.input_line}: {first_line(error)}; must be {FORMS}") from error
 

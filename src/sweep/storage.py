@@ -1,4 +1,4 @@
-"""Where a study is kept: Optuna's journal beside the jobs, or any database that it knows."""
+"""Where a study is kept: Optuna's journal beside the jobs, or any database that it supports."""
 
 from __future__ import annotations
 

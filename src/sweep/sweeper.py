@@ -47,16 +47,16 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    typed = [word for word in arguments if not word.startswith(OF_THE_DRIVER)]
-    space, words = parse(config, typed)
+    typed = [text for text in arguments if not text.startswith(OF_THE_DRIVER)]
+    space, shared = parse(config, typed)
     objectives = _objectives(config)
     _check(config, objectives)
     _sampler(config, space, 0)  # what it refuses is refused before there is a study
     folder = Path(config.hydra.sweep.dir).expanduser().resolve()
     study = config.sweep
-    trials = Trials(study.study, study.storage, objectives, space, _fixed(words), folder)
+    trials = Trials(study.study, study.storage, objectives, space, _fixed(shared), folder)
     with trials.driving():
-        jobs = _run(config, trials, launcher, words, list(objectives))
+        jobs = _run(config, trials, launcher, shared, list(objectives))
     _show(trials, list(objectives))
     for job in jobs:
         if job.status not in FINISHED:
@@ -68,14 +68,14 @@ def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -
         raise JobFailed(f"sweep.study={config.sweep.study}: {what}", None)
 
 
-def _fixed(words: Sequence[str]) -> dict[str, str]:
+def _fixed(shared: Sequence[str]) -> dict[str, str]:
     """The settings that all jobs of a study share: name -> value."""
-    ours = [word for word in words if not word.startswith(("launcher=", "resume=", "hydra"))]
-    return dict(word.partition("=")[::2] for word in ours)
+    ours = [text for text in shared if not text.startswith(("launcher=", "resume=", "hydra"))]
+    return dict(text.partition("=")[::2] for text in ours)
 
 
 def _run(
-    config: DictConfig, trials: Trials, launcher: JobLauncher, words: list[str], names: list[str]
+    config: DictConfig, trials: Trials, launcher: JobLauncher, shared: list[str], names: list[str]
 ) -> list[Job]:
     """Keep as many jobs running as allowed; as one ends, the study gets its result and a new trial.
 
@@ -101,7 +101,7 @@ def _run(
             before = len(over)
             for trial in trials.take(most - len(running), total, sampler):
                 running[trial.number] = trial
-                job = _job(launcher, trial, words)
+                job = _job(launcher, trial, shared)
                 if job.status == "failed":
                     ended(job)
                 else:
@@ -115,26 +115,26 @@ def _run(
     return over
 
 
-def _job(launcher: JobLauncher, trial: Trial, words: list[str]) -> Job:
+def _job(launcher: JobLauncher, trial: Trial, shared: list[str]) -> Job:
     """The job of a trial; a failed one where its settings make no configuration."""
-    own = _words(trial)
+    own = _overrides(trial)
     try:
-        return launcher.job(trial.number, [*words, *own])
+        return launcher.job(trial.number, [*shared, *own])
     except (HydraException, OmegaConfBaseException) as error:
         name = " ".join(own[:-1])
         run_dir = launcher.sweep_dir / f"{trial.number}-none"
-        job = Job(trial.number, [*words, *own], run_dir, "", name=name)
+        job = Job(trial.number, [*shared, *own], run_dir, "", name=name)
         job.refuse(f"{name}: {first_line(error)}")
         return job
 
 
-def _words(trial: Trial) -> list[str]:
+def _overrides(trial: Trial) -> list[str]:
     """The overrides of a trial; floats with all their digits."""
-    words = []
+    overrides = []
     for key, value in trial.params.items():
         text = repr(value) if isinstance(value, float) else value
-        words.append(f"{key}={text}")
-    return [*words, f"sweep.trial={trial.number}"]
+        overrides.append(f"{key}={text}")
+    return [*overrides, f"sweep.trial={trial.number}"]
 
 
 def _finish(trials: Trials, trial: Trial, job: Job, names: list[str]) -> None:
