@@ -21,7 +21,8 @@ class SavePolicy:
     every_minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
-        steps, minutes = self.every_steps, self.every_minutes
+        steps = self.every_steps
+        minutes = self.every_minutes
         whole = steps is None or (isinstance(steps, int) and steps >= 1)
         require(whole, "every_steps", steps, "must be an integer >= 1, or null")
         positive = minutes is None or (isinstance(minutes, int | float) and 0 < minutes < math.inf)

@@ -74,13 +74,15 @@ def write_array(jobs: Sequence[Job], setup: Sequence[str]) -> Path:
         write_text(job.file("sh"), task)
         for left in ("exit", "idle"):
             job.file(left).unlink(missing_ok=True)
+    numbers = [str(job.number) for job in jobs]
+    runs = [str(job.run_dir) for job in jobs]
     array = ARRAY.format(
-        numbers=" ".join(str(job.number) for job in jobs),
-        runs=shlex.join(str(job.run_dir) for job in jobs),
+        numbers=" ".join(numbers),
+        runs=shlex.join(runs),
         folder=shlex.quote(str(folder)),
         cwd=shlex.quote(os.getcwd()),
         setup="\n".join(setup),
     )
-    path = folder / f"array-{jobs[0].number}-{jobs[0].nodes}x{jobs[0].devices}.sh"
+    path = folder / f"array-{numbers[0]}-{jobs[0].nodes}x{jobs[0].devices}.sh"
     write_text(path, array)
     return path
