@@ -18,6 +18,7 @@ from src.launch.job import Job, recorded
 from src.launch.local import Local
 from src.launch.ray import Ray
 from src.launch.slurm import Slurm
+from src.launch.slurm_commands import State
 from src.launch.slurm_submission import Submission
 
 STANDIN = (sys.executable, standin.__file__)
@@ -399,6 +400,54 @@ def test_what_cannot_be_cancelled_is_not_called_stopped(slurm, tmp_path, monkeyp
     stubborn._cancel(list(running.values()))
     assert "Slurm has not ended 1_0: scancel them" in caplog.text
     assert statuses(tmp_path / "sweep") == ["waiting"]
+
+
+GONE = (143, "cancelled at the cluster")
+VERDICTS = [  # state of squeue, status before -> verdict after each of three looks
+    ("RUNNING", "waiting", [None, None, None]),
+    ("CANCELLED", "running", [GONE, GONE, GONE]),
+    ("FAILED", "running", [(1, "Slurm says FAILED")] * 3),
+    ("COMPLETED", "running", [None, None, (1, "Slurm says COMPLETED, without an exit code")]),
+    ("", "waiting", [None, None, GONE]),
+    ("", "running", [None, None, (143, "Slurm no longer knows it")]),
+    (
+        "NODE_FAIL",
+        "running",
+        [None, None, (1, "Slurm says NODE_FAIL, for the third time without a checkpoint")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("state", "status", "verdicts"), VERDICTS)
+def test_how_a_job_of_slurm_has_ended(tmp_path, state, status, verdicts):
+    (job,) = some_jobs(tmp_path, 1)
+    job.status = status
+    submission = Submission(job)
+    assert [submission.verdict(State(state, "None")) for _ in verdicts] == verdicts
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED", "CANCELLED", "COMPLETED", "", "NODE_FAIL"])
+def test_what_a_job_has_left_counts_before_its_state(tmp_path, state):
+    (job,) = some_jobs(tmp_path, 1)
+    job.begin()
+    job.file("exit").write_text("7")
+    verdict = Submission(job).verdict(State(state))
+    assert verdict == (None if state in ("RUNNING", "NODE_FAIL") else (7, ""))
+    job.run_dir.mkdir()
+    (job.run_dir / "metrics.json").write_text("{}")
+    verdict = Submission(job).verdict(State(state))
+    assert verdict == (None if state == "RUNNING" else (0, ""))
+
+
+def test_a_lost_job_counts_from_its_last_checkpoint(tmp_path):
+    (job,) = some_jobs(tmp_path, 1)
+    submission, latest = Submission(job), job.run_dir / "checkpoints" / "latest.json"
+    latest.parent.mkdir(parents=True)
+    for step in range(5):
+        latest.write_text(str(step))
+        assert submission.verdict(State("PREEMPTED")) is None
+    assert submission.verdict(State("PREEMPTED")) is None
+    assert submission.verdict(State("PREEMPTED")) is not None
 
 
 def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
