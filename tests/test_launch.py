@@ -434,7 +434,7 @@ def test_what_a_job_has_left_counts_before_its_state(tmp_path, state):
     verdict = Submission(job).verdict(State(state))
     assert verdict == (None if state in ("RUNNING", "NODE_FAIL") else (7, ""))
     job.run_dir.mkdir()
-    (job.run_dir / "metrics.json").write_text("{}")
+    (job.run_dir / "metrics.json").write_text('{"val/loss": 1}')
     verdict = Submission(job).verdict(State(state))
     assert verdict == (None if state == "RUNNING" else (0, ""))
 
