@@ -11,9 +11,13 @@ import torch
 import wandb_file
 from PIL import Image
 
+from src.callback.checkpoint import Checkpoint
 from src.callback.ema import EMA
 from src.callback.generation import Generation
+from src.callback.save_policy import SavePolicy
+from src.callback.state_writer import StateWriter
 from src.dataset.base import ImageData
+from src.errors import ConfigError
 from src.features.base import Features
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
@@ -72,8 +76,7 @@ def run(callbacks, steps=6, batch=8, **trainer):
         max_epochs=-1,
         callbacks=callbacks,
         num_sanity_val_steps=0,
-        **quiet,
-        **trainer,
+        **(quiet | trainer),
     )
     fit.fit(module, data)
     return fit, module, data
@@ -158,6 +161,84 @@ def test_a_diverged_model_gives_nan_and_a_reason(caplog, monkeypatch):
     fit, _, _ = run([distances(num_samples=8)], steps=2, val_check_interval=2)
     assert np.isnan(float(fit.callback_metrics["val/fid_mean"]))
     assert "val/fid_mean: features of the generated images hold NaN" in caplog.text
+
+
+@pytest.mark.parametrize(("every", "measured"), [(1, [2, 4, 6, 8, 10]), (2, [2, 6, 10])])
+def test_every_other_validation_is_measured_beginning_with_the_first(every, measured):
+    steps = []
+
+    class Recording(Generation):
+        def _measure(self, trainer, *args, **kwargs):
+            steps.append(trainer.global_step)
+            super()._measure(trainer, *args, **kwargs)
+
+    callback = Recording(Mean(), GenerationMetrics({"fid": Fid()}), 8, seed=0, every=every)
+    run([callback], steps=10, val_check_interval=2)
+    assert steps == measured
+    assert callback.state_dict() == {"validations": 5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "seconds", "due"),
+    [
+        ({"every_steps": 3}, 6, 0, True),
+        ({"every_steps": 3}, 7, 0, False),
+        ({"every_steps": 3, "every_minutes": None}, 7, 1e9, False),
+        ({"every_minutes": 0.5}, 7, 29, False),
+        ({"every_minutes": 0.5}, 7, 31, True),
+        ({"every_steps": 3, "every_minutes": 0.5}, 7, 31, True),
+        ({"every_minutes": None}, 6, 1e9, False),
+    ],
+)
+def test_when_an_interval_is_over(settings, step, seconds, due):
+    assert SavePolicy(**settings).is_due(step, seconds) is due
+
+
+@pytest.mark.parametrize("reason", ["due", "requested", "over", "validates"])
+def test_any_reason_is_enough_to_save(reason):
+    none = dict.fromkeys(("due", "requested", "over", "validates"), False)
+    assert not SavePolicy().saves(**none)
+    assert SavePolicy().saves(**none | {reason: True})
+
+
+REFUSED = [
+    ({"every_steps": 0}, "every_steps=0: must be an integer >= 1, or null"),
+    ({"every_steps": 1.5}, "every_steps=1.5: must be an integer >= 1, or null"),
+    ({"every_minutes": 0}, "every_minutes=0: must be > 0, or null"),
+    ({"every_minutes": np.inf}, "every_minutes=inf: must be > 0, or null"),
+    ({"mode": "best"}, "mode=best: must be min or max"),
+    ({"keep": 0}, "keep=0: must be an integer >= 1"),
+    ({"monitor": "loss"}, "monitor=loss: must be logged at validations"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_settings_of_checkpoints_are_checked(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Checkpoint(**{"dirpath": str(tmp_path), "monitor": "val/loss"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("mode", "bests"), [("min", [2, 1, -4]), ("max", [2, 3, 7])], ids=["min", "max"]
+)
+def test_the_best_value_is_the_extreme_one(tmp_path, mode, bests):
+    writer = StateWriter(str(tmp_path), mode, keep=1)
+    values = [np.nan, 2, 2, 1, 3, np.inf, -np.inf, 7, -4, 0]
+    assert [value for value in values if writer.is_new_best(value)] == bests
+    assert writer.best == bests[-1]
+
+
+@pytest.mark.parametrize(("mode", "step"), [("min", 6), ("max", 2)])
+def test_the_best_checkpoint_by_mode(tmp_path, mode, step):
+    """The validation loss falls at every step."""
+    callback = Checkpoint(str(tmp_path), "val/loss", mode, keep=1)
+    run([callback], val_check_interval=2, enable_checkpointing=True)
+    assert [path.name for path in tmp_path.glob("best-*")] == [f"best-{step:08d}.ckpt"]
+    best = torch.load(tmp_path / f"best-{step:08d}.ckpt", weights_only=True)
+    state = best["callbacks"]["Checkpoint"]
+    assert state.keys() == {"best", "validates", "seconds", "metrics"}
+    assert state["best"] == pytest.approx(-0.1 * step)
+    assert not state["validates"]
 
 
 def test_a_run_writes_what_it_says(composed, small, tmp_path):

@@ -18,6 +18,8 @@ from src.launch.job import Job, recorded
 from src.launch.local import Local
 from src.launch.ray import Ray
 from src.launch.slurm import Slurm
+from src.launch.slurm_commands import State
+from src.launch.slurm_submission import Submission
 
 STANDIN = (sys.executable, standin.__file__)
 
@@ -347,7 +349,7 @@ def test_what_slurm_loses_is_submitted_again_while_it_gets_on(slurm, tmp_path):
 
 
 def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp_path):
-    ours, theirs = (some_jobs(tmp_path) for _ in range(2))
+    ours, theirs = (list(map(Submission, some_jobs(tmp_path))) for _ in range(2))
     one, two = Slurm(poll=0.05), Slurm(poll=0.05)
     running, followed = {}, {}
     assert one._submit(ours, running) == two._submit(theirs, followed) == []
@@ -365,7 +367,7 @@ def test_two_drivers_submit_a_job_once_and_leaving_cancels_the_newest(slurm, tmp
 
 def test_a_refusal_ends_no_job_of_an_earlier_start(slurm, tmp_path):
     first, second = some_jobs(tmp_path, 2)
-    assert Slurm(poll=0.05)._submit([first], {}) == []
+    assert Slurm(poll=0.05)._submit([Submission(first)], {}) == []
     (slurm / "sbatch.broken").touch()
     again = Slurm(poll=0.05)
 
@@ -383,7 +385,7 @@ def test_a_refusal_ends_no_job_of_an_earlier_start(slurm, tmp_path):
 def test_what_slurm_never_takes_is_given_up(slurm, tmp_path, monkeypatch):
     monkeypatch.setattr("src.launch.slurm.GIVE_UP", 3)
     slow = Slurm(poll=0.05)
-    slow.accepted = True
+    slow.cluster.accepted = True
     (slurm / "sbatch").write_text("#!/bin/bash\necho too large >&2; exit 1\n")
     ended = [(job.number, code, why) for job, code, why in slow.run(iter(some_jobs(tmp_path, 2)))]
     assert sorted(ended) == [(k, 2, "launcher=slurm: sbatch refuses: too large") for k in (0, 1)]
@@ -393,11 +395,59 @@ def test_what_cannot_be_cancelled_is_not_called_stopped(slurm, tmp_path, monkeyp
     monkeypatch.setattr("src.launch.slurm.KILL_WAIT", 0.5)
     (job,) = some_jobs(tmp_path, 1)
     stubborn, running = Slurm(poll=0.05, grace=0.5), {}
-    stubborn._submit([job], running)
+    stubborn._submit([Submission(job)], running)
     (slurm / "scancel").write_text("#!/bin/bash\nexit 1\n")
-    stubborn._cancel([job])
+    stubborn._cancel(list(running.values()))
     assert "Slurm has not ended 1_0: scancel them" in caplog.text
     assert statuses(tmp_path / "sweep") == ["waiting"]
+
+
+GONE = (143, "cancelled at the cluster")
+VERDICTS = [  # state of squeue, status before -> verdict after each of three looks
+    ("RUNNING", "waiting", [None, None, None]),
+    ("CANCELLED", "running", [GONE, GONE, GONE]),
+    ("FAILED", "running", [(1, "Slurm says FAILED")] * 3),
+    ("COMPLETED", "running", [None, None, (1, "Slurm says COMPLETED, without an exit code")]),
+    ("", "waiting", [None, None, GONE]),
+    ("", "running", [None, None, (143, "Slurm no longer knows it")]),
+    (
+        "NODE_FAIL",
+        "running",
+        [None, None, (1, "Slurm says NODE_FAIL, for the third time without a checkpoint")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("state", "status", "verdicts"), VERDICTS)
+def test_how_a_job_of_slurm_has_ended(tmp_path, state, status, verdicts):
+    (job,) = some_jobs(tmp_path, 1)
+    job.status = status
+    submission = Submission(job)
+    assert [submission.verdict(State(state, "None")) for _ in verdicts] == verdicts
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "FAILED", "CANCELLED", "COMPLETED", "", "NODE_FAIL"])
+def test_what_a_job_has_left_counts_before_its_state(tmp_path, state):
+    (job,) = some_jobs(tmp_path, 1)
+    job.begin()
+    job.file("exit").write_text("7")
+    verdict = Submission(job).verdict(State(state))
+    assert verdict == (None if state in ("RUNNING", "NODE_FAIL") else (7, ""))
+    job.run_dir.mkdir()
+    (job.run_dir / "metrics.json").write_text('{"val/loss": 1}')
+    verdict = Submission(job).verdict(State(state))
+    assert verdict == (None if state == "RUNNING" else (0, ""))
+
+
+def test_a_lost_job_counts_from_its_last_checkpoint(tmp_path):
+    (job,) = some_jobs(tmp_path, 1)
+    submission, latest = Submission(job), job.run_dir / "checkpoints" / "latest.json"
+    latest.parent.mkdir(parents=True)
+    for step in range(5):
+        latest.write_text(str(step))
+        assert submission.verdict(State("PREEMPTED")) is None
+    assert submission.verdict(State("PREEMPTED")) is None
+    assert submission.verdict(State("PREEMPTED")) is not None
 
 
 def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
@@ -438,7 +488,7 @@ def test_words_of_an_earlier_start_are_not_the_last(tmp_path):
     (job,) = some_jobs(tmp_path, 1)
     job.file("log").parent.mkdir(parents=True)
     job.file("log").write_text("error: stopped by SIGTERM\n")
-    job.hear()
+    job.mark_log()
     job.begin()
     job.settle(137)
     assert job.detail == "killed by SIGKILL: no word"

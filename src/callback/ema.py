@@ -12,12 +12,16 @@ from src.errors import require
 
 
 class EMA(pl.Callback):
-    """Averages the model's weights after every optimiser step; validation, test and samples use the average.
+    """Averages the weights after every optimiser step; validation, test, samples use the average.
 
-    decay: of the average, reached by the warm-up min(decay, (1 + n) / (10 + n)) after n updates (as in TensorFlow's
-    ExponentialMovingAverage), so that the average is useful from the first validation on. Unlike Lightning's
-    ``WeightAveraging`` the average stays in place during the whole of validation, so metric callbacks see it. It is
-    kept in float32 on the model's device and saved as ``ema`` in the checkpoint; ``load_model`` prefers it.
+    Unlike with Lightning's ``WeightAveraging`` the average stays in place during the whole of
+    validation, so metric callbacks see it. It is kept in float32 on the model's device and saved as
+    ``ema`` in the checkpoint; ``load_model`` prefers it.
+
+    Arguments:
+        decay: of the average, reached by the warm-up min(decay, (1 + n) / (10 + n)) after n
+            updates (as in TensorFlow's ExponentialMovingAverage), so that the average is useful
+            from the first validation on.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -29,11 +33,11 @@ class EMA(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights themselves, or with the average that the checkpoint brought."""
-        parameters = _parameters(pl_module)
-        self.average = {
-            n: self.average.get(n, p.detach()).to(p.device, copy=True)
-            for n, p in parameters.items()
-        }
+        restored = self.average
+        self.average = {}
+        for name, parameter in _parameters(pl_module).items():
+            start = restored.get(name, parameter.detach())
+            self.average[name] = start.to(parameter.device, copy=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count steps from here: only now has a checkpoint's step been restored."""
@@ -49,8 +53,8 @@ class EMA(pl.Callback):
         self._seen = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = list(_parameters(pl_module).values())
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in current], 1 - decay)
+        current = [parameter.detach() for parameter in _parameters(pl_module).values()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the average in place."""
@@ -78,7 +82,7 @@ class EMA(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the average of the checkpoint; without one, ``on_fit_start`` begins with the weights."""
+        """Take the average of the checkpoint; else ``on_fit_start`` begins with the weights."""
         self.average = dict(checkpoint.get("ema", {}))
 
     def state_dict(self) -> dict[str, int]:
@@ -90,7 +94,7 @@ class EMA(pl.Callback):
         self.updates = state_dict["updates"]
 
     def _swap(self, pl_module: pl.LightningModule, into_average: bool) -> None:
-        """Exchange weights and average by pointer; without an average (evaluation) nothing happens."""
+        """Exchange weights and average by pointer, where there is an average."""
         if self._swapped == into_average or not self.average:
             return
         for name, parameter in _parameters(pl_module).items():

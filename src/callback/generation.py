@@ -1,4 +1,4 @@
-"""Generation metrics while training: ``val/...`` on a few samples, ``test/...`` with the floor at the end."""
+"""Generation metrics while training (``val/...``, few samples) and at the end (``test/...``)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ log = logging.getLogger(__name__)
 
 
 class Generation(pl.Callback):
-    """Logs the numbers of ``metric`` as ``val/<name>_<features>`` while training and as ``test/...`` at the end.
+    """Logs generation metrics as ``val/<name>_<features>``, and as ``test/...`` at the end.
 
-    features: images -> feature vectors. metric: what is measured of them. num_samples: drawn at a validation.
-    test_samples: drawn at the end; null draws as many as the test split has images, so that the distance compares with
-    the floor, that of the real test images. every: validations between two evaluations. cache_dir: where features of
-    the real images are kept. Sample i depends on (seed, i) alone and every rank draws its share.
+    Sample i depends on (seed, i) alone, and every rank draws its share.
+
+    Arguments:
+        features: images -> feature vectors.
+        metric: what is measured of them.
+        num_samples: drawn at a validation.
+        seed: of the samples.
+        every: measured at the first of every so many validations.
+        batch_size: of sampling.
+        test_samples: drawn at the end; None draws as many as the test split has images, so that
+            the distance compares with the floor, that of the real test images.
+        cache_dir: where features of the real images are kept.
     """
 
     def __init__(
@@ -39,38 +47,36 @@ class Generation(pl.Callback):
         test_samples: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, 2),
-            ("test_samples", test_samples, 2),
-            ("every", every, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            require(value is None or value >= least, name, value, f"must be >= {least}")
+        require(num_samples >= 2, "num_samples", num_samples, "must be >= 2")
+        enough = test_samples is None or test_samples >= 2
+        require(enough, "test_samples", test_samples, "must be >= 2")
+        require(every >= 1, "every", every, "must be >= 1")
+        require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
         self.judge = Judge(features, metric, cache_dir)
-        self.num_samples, self.test_samples, self.seed = num_samples, test_samples, seed
-        self.every, self.batch_size = every, batch_size
-        self._active, self._validations, self._told = metric.active, 0, set()
+        self.num_samples = num_samples
+        self.test_samples = test_samples
+        self.seed = seed
+        self.every = every
+        self.batch_size = batch_size
+        self._active = metric.active
+        self._validations = 0
+        self._warned: set[str] = set()
 
     def logged(self, model: GenerativeModel) -> set[str]:
         """Names of what a run of ``model`` with this callback logs."""
-        measures = self._active and isinstance(model, CanSample)
-        names = self.judge.metric.names if measures else ()
-        every = {
-            f"{stage}/{name}_{self.judge.features.name}"
-            for stage in ("val", "test")
-            for name in names
-        }
-        return every - {
-            f"val/fid_floor_{self.judge.features.name}"
-        }  # held-out images are for the end
+        if not self._active or not isinstance(model, CanSample):
+            return set()
+        names = [f"{name}_{self.judge.features.name}" for name in self.judge.metric.names]
+        every = {f"{stage}/{name}" for stage in ("val", "test") for name in names}
+        # held-out images are for the end
+        return every - {f"val/fid_floor_{self.judge.features.name}"}
 
     def prepare(self, model: GenerativeModel, data: ImageDataModule) -> None:
-        """Train or check the features before a run directory exists, so that what cannot work fails early."""
+        """Train or check the features before a run directory exists: errors come early."""
         if not isinstance(model, CanSample):
             self._active = False
-            log.info(
-                "generation metrics skipped: %s has no prior to sample from", type(model).__name__
-            )
+            kind = type(model).__name__
+            log.info("generation metrics skipped: %s has no prior to sample from", kind)
         if self._active:
             self.judge.prepare(data.splits["train"], self.num_samples)
 
@@ -109,20 +115,19 @@ class Generation(pl.Callback):
         held_out: ImageData | None = None,
     ) -> None:
         self.judge.features.to(pl_module.device)
-        sampler = Sampler(
-            self.seed, self.batch_size, autocast=trainer.precision_plugin.forward_context
-        )
+        autocast = trainer.precision_plugin.forward_context
+        sampler = Sampler(self.seed, self.batch_size, autocast=autocast)
         train = trainer.datamodule.splits["train"]
-        for name, number in self.judge.measure(
-            pl_module.model, train, num, sampler, held_out
-        ).items():
-            if number.value is None and name not in self._told:
-                self._told.add(name)
-                log.warning("%s/%s_%s: %s", stage, name, self.judge.features.name, number.reason)
-            value = (
-                float("nan") if number.value is None else number.value
-            )  # a monitored name must be there
-            self._log(pl_module, f"{stage}/{name}_{self.judge.features.name}", value)
+        numbers = self.judge.measure(pl_module.model, train, num, sampler, held_out)
+        for name, number in numbers.items():
+            key = f"{stage}/{name}_{self.judge.features.name}"
+            value = number.value
+            if value is None:
+                value = float("nan")  # a monitored name must be there
+                if name not in self._warned:
+                    self._warned.add(name)
+                    log.warning("%s: %s", key, number.reason)
+            self._log(pl_module, key, value)
 
     def _log(self, pl_module: pl.LightningModule, name: str, value: float) -> None:
         pl_module.log(name, value, batch_size=1, rank_zero_only=False)

@@ -1,4 +1,4 @@
-"""Pictures of a run: sample grids while it trains, the final grid, the denoising film strip and reconstructions."""
+"""Pictures of a run: grids of samples, the denoising film strip and reconstructions."""
 
 from __future__ import annotations
 
@@ -22,31 +22,35 @@ MAX_IMAGES = 10_000  # of one picture, drawn in one batch
 
 
 class Grid(pl.Callback):
-    """Draws ``num_images`` samples from the same noise at each validation, so that the pictures make a flip-book.
+    """Draws samples from the same noise at each validation: the pictures make a flip-book.
 
-    Writes ``<dirpath>/step-<step>.png`` and, at the end, ``final.png``, ``denoising.png`` (models that denoise) and
-    ``reconstruction.png`` (models that reconstruct: originals above their reconstructions); logs them to W&B and
-    TensorBoard. Rank 0 draws alone: a grid is small, and no collective is involved.
+    Writes ``<dirpath>/step-<step>.png`` and, at the end, ``final.png``, ``denoising.png`` (models
+    that denoise) and ``reconstruction.png`` (models that reconstruct: originals above their
+    reconstructions); logs them to W&B and TensorBoard. Rank 0 draws alone: a grid is small, and no
+    collective is involved.
+
+    Arguments:
+        dirpath: of the pictures.
+        num_images: in a grid.
+        seed: of the noise.
     """
 
     def __init__(self, dirpath: str, num_images: int = 64, seed: int = 0) -> None:
-        require(
-            1 <= num_images <= MAX_IMAGES,
-            "num_images",
-            num_images,
-            f"must be between 1 and {MAX_IMAGES}",
-        )
-        self.dirpath, self.num_images, self.seed = Path(dirpath), num_images, seed
+        known = 1 <= num_images <= MAX_IMAGES
+        require(known, "num_images", num_images, f"must be between 1 and {MAX_IMAGES}")
+        self.dirpath = Path(dirpath)
+        self.num_images = num_images
+        self.seed = seed
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Samples, or reconstructions where a model cannot sample."""
-        if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
-            picture = (
-                self._samples(pl_module)
-                if isinstance(pl_module.model, CanSample)
-                else self._pairs(trainer, pl_module)
-            )
-            self._save(trainer, f"step-{trainer.global_step:08d}", "samples", picture)
+        if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if isinstance(pl_module.model, CanSample):
+            picture = self._samples(pl_module)
+        else:
+            picture = self._pairs(trainer, pl_module)
+        self._save(trainer, f"step-{trainer.global_step:08d}", "samples", picture)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final pictures."""
@@ -57,12 +61,8 @@ class Grid(pl.Callback):
             self._save(trainer, "final", "final_samples", self._samples(pl_module))
         if isinstance(model, CanDenoise):
             times, states, estimates = model.trajectory(5, generator=self._noise(5))
-            self._save(
-                trainer,
-                "denoising",
-                "denoising",
-                film_strip(times, to_uint8(states), to_uint8(estimates)),
-            )
+            strip = film_strip(times, to_uint8(states), to_uint8(estimates))
+            self._save(trainer, "denoising", "denoising", strip)
         if isinstance(model, CanReconstruct):
             self._save(trainer, "reconstruction", "reconstruction", self._pairs(trainer, pl_module))
 
@@ -79,11 +79,9 @@ class Grid(pl.Callback):
         num = max(1, min(len(data), self.num_images // 2) // width) * width  # whole rows only
         images = data.images[torch.arange(num)]
         again = to_uint8(pl_module.model.reconstruct(to_float(images).to(pl_module.device))).cpu()
-        rows = [
-            row
-            for pair in zip(images.split(width), again.split(width), strict=True)
-            for row in pair
-        ]
+        rows = []
+        for pair in zip(images.split(width), again.split(width), strict=True):
+            rows += pair
         return grid(torch.cat(rows), columns=width)
 
     def _noise(self, num: int) -> list[torch.Generator]:

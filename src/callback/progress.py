@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def progress(every_seconds: float = 10.0) -> ProgressBar:
-    """The display for standard output as it is: a bar on a terminal, else a line every ``every_seconds``."""
+    """A bar on a terminal, else a line every ``every_seconds``."""
     require(every_seconds > 0, "every_seconds", every_seconds, "must be > 0")
     return LiveProgress(0.2) if sys.stdout.isatty() else PlainProgress(every_seconds)
 
@@ -27,7 +27,7 @@ class PlainProgress(ProgressBar):
     def __init__(self, every_seconds: float) -> None:
         super().__init__()
         self.every_seconds = every_seconds
-        self._told: dict[str, float] = {}
+        self._shown: dict[str, float] = {}  # results of the last validation
 
     def disable(self) -> None:
         """Lightning calls this on ranks other than 0, which are silent as it is."""
@@ -49,26 +49,30 @@ class PlainProgress(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the results of a validation."""
-        if trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            results = {
-                k: v.item()
-                for k, v in trainer.callback_metrics.items()
-                if k.startswith(("val/loss", "val/fid_")) and not k.startswith("val/fid_corrected_")
-            }
-            new = [f"{k} {v:.4g}" for k, v in results.items() if self._told.get(k) != v]
-            self._told = results  # a distance that was not measured this time keeps its old value
-            log.info("validation at step %d  %s", trainer.global_step, "  ".join(new))
+        if not trainer.is_global_zero or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        results = {}
+        for name, value in trainer.callback_metrics.items():
+            is_shown = name.startswith(("val/loss", "val/fid_"))
+            if is_shown and not name.startswith("val/fid_corrected_"):
+                results[name] = value.item()
+        # a distance that was not measured this time keeps its old value
+        new = [f"{k} {v:.4g}" for k, v in results.items() if self._shown.get(k) != v]
+        self._shown = results
+        log.info("validation at step %d  %s", trainer.global_step, "  ".join(new))
 
     def _show(self, trainer: pl.Trainer, speed: float, losses: str) -> None:
         total = trainer.estimated_stepping_batches
         left = (total - trainer.global_step) / speed if speed > 0 else float("inf")
         end = f"  ETA {int(left // 60)}:{int(left % 60):02d}" if left < 1e7 else ""
-        steps = f"{trainer.global_step}/{total:.0f}" if total < 1e12 else f"{trainer.global_step}"
+        steps = str(trainer.global_step)
+        if total < 1e12:
+            steps += f"/{total:.0f}"
         log.info("step %s  %s  %.1f steps/s%s", steps, losses, speed, end)
 
 
 class LiveProgress(PlainProgress):
-    """A bar over all optimiser steps with losses, speed and time left; other output scrolls above it."""
+    """A bar over all optimiser steps with losses, speed and time left, below other output."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the bar."""
@@ -82,7 +86,7 @@ class LiveProgress(PlainProgress):
         self._bar.start()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that a validation is under way."""
+        """Show that a validation is under way."""
         if trainer.state.fn == "fit":
             self._bar.update(self._task, description="validating")
 
@@ -93,7 +97,7 @@ class LiveProgress(PlainProgress):
             self._bar.update(self._task, description="training  ")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
     def on_exception(
@@ -104,12 +108,10 @@ class LiveProgress(PlainProgress):
             self._bar.stop()
 
     def _show(self, trainer: pl.Trainer, speed: float, losses: str) -> None:
-        self._bar.update(
-            self._task, completed=trainer.global_step, more=f"{speed:.1f} steps/s  {losses}"
-        )
+        more = f"{speed:.1f} steps/s  {losses}"
+        self._bar.update(self._task, completed=trainer.global_step, more=more)
 
 
 def _format(trainer: pl.Trainer, prefix: str) -> str:
-    return "  ".join(
-        f"{k} {v.item():.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(prefix)
-    )
+    values = trainer.callback_metrics.items()
+    return "  ".join(f"{k} {v.item():.4g}" for k, v in values if k.startswith(prefix))

@@ -1,4 +1,4 @@
-"""Pruning: a job of a sweep tells the study how it stands, and ends early where others stood better."""
+"""Pruning: a job of a sweep reports its values to the study, and ends early where it is behind."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(pl.Callback):
-    """Reports ``monitor`` to trial number ``trial`` of the study after each validation, and asks ``pruner``.
+    """Reports a value to the study after each validation, and stops where the pruner decides so.
 
-    storage: as in ``open_storage``; the sweep directory is the one above ``dirpath``, the run directory. A pruned run
-    leaves ``pruned.json`` and ends well, without a test. The storage is rank 0's business, the decision that of all
-    ranks. A value that is not finite is not reported.
+    A pruned run leaves ``pruned.json`` and ends well, without a test. Rank 0 alone uses the
+    storage; its decision goes to all ranks. A value that is not finite is not reported.
+
+    Arguments:
+        pruner: of Optuna.
+        study: its name.
+        storage: as in ``open_storage``.
+        trial: number of this job's trial.
+        monitor: name of the value.
+        dirpath: the run directory, below the sweep directory.
     """
 
     def __init__(
@@ -37,41 +44,39 @@ class Pruning(pl.Callback):
         monitor: str,
         dirpath: str,
     ) -> None:
-        require(
-            pruner is not None, "pruner", None, "is for the jobs of a sweep that has a sweep.pruner"
-        )
-        self.pruner, self.name, self.storage, self.number = pruner, study, storage, trial
-        self.monitor, self.dirpath = monitor, Path(dirpath)
+        allowed = "is for the jobs of a sweep that has a sweep.pruner"
+        require(pruner is not None, "pruner", None, allowed)
+        self.pruner = pruner
+        self.name = study
+        self.storage = storage
+        self.number = trial
+        self.monitor = monitor
+        self.dirpath = Path(dirpath)
         self.pruned = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report; stop where the pruner says so and there is something left to save."""
+        """Report; stop where the trial is pruned and there are steps left to save."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        step = trainer.global_step
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        prunes = (
-            trainer.is_global_zero
-            and math.isfinite(value)
-            and self._report(trainer.global_step, value)
-        )
-        if (
-            trainer.strategy.broadcast(prunes)
-            and trainer.global_step < trainer.estimated_stepping_batches
-        ):
-            trainer.should_stop = self.pruned = True
-            log.info(
-                "pruned at step %d: %s=%.5g is worse than other trials were",
-                trainer.global_step,
-                self.monitor,
-                value,
-            )
-            if trainer.is_global_zero:
-                write_json(
-                    self.dirpath / PRUNED, {"step": trainer.global_step, self.monitor: value}
-                )
+        prunes = False
+        if trainer.is_global_zero and math.isfinite(value):
+            prunes = self._report(step, value)
+        if not trainer.strategy.broadcast(prunes) or step >= trainer.estimated_stepping_batches:
+            return
+        trainer.should_stop = True
+        self.pruned = True
+        why = f"{self.monitor}={value:.5g} is worse than other trials were"
+        log.info("pruned at step %d: %s", step, why)
+        if trainer.is_global_zero:
+            write_json(self.dirpath / PRUNED, {"step": step, self.monitor: value})
 
     def _report(self, step: int, value: float) -> bool:
-        """Whether the trial is to be pruned; a step that is validated again after a resume is not reported again."""
+        """Whether the trial is to be pruned.
+
+        A step that is validated again after a resume is not reported again.
+        """
         known = self._study.get_trials(deepcopy=False)[self.number]
         trial = Trial(self._study, known._trial_id)
         if step not in known.intermediate_values:

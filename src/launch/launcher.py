@@ -25,26 +25,37 @@ from src.report.jobs import print_jobs, write_jobs
 from src.training.interruption import INTERRUPTION
 
 log = logging.getLogger(__name__)
-OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are nothing to a job
+OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are not passed to jobs
+TRIAL = "sweep.trial"  # the number of the job again, and no choice
 
 
 class JobLauncher(Launcher):
-    """Runs the jobs that a sweeper asks for and says what became of each: a table, ``jobs.csv``, an exit code.
+    """Runs the jobs of a sweeper; a table, ``jobs.csv`` and an exit code show how each ended.
 
-    backend: class of the backend, which takes ``settings`` and has ``run(jobs)``: an iterator of (job, exit code, why)
-    as jobs end, which stops what is running when it is closed, within ``leaving`` seconds; ``open()``, which raises
-    ConfigError where nothing can be run, as ``check(job)`` does for one job; ``at_once(devices)`` of a study. Finished
-    jobs are not done again, others go on from their checkpoint. A failed job stops no other one.
+    Finished jobs are not done again, others go on from their checkpoint. A failed job stops no
+    other one. A backend has
+
+    - ``open()``: raises ConfigError where nothing can be run;
+    - ``check(job)``: likewise for one job;
+    - ``run(jobs)``: an iterator of (job, exit code, why) as jobs end, which stops what is running
+      when it is closed, within ``leaving`` seconds;
+    - ``at_once(devices)``: how many jobs of a study run at a time.
+
+    Arguments:
+        backend: its class.
+        settings: arguments of the class, which checks them.
     """
 
-    def __init__(self, backend: str, **settings: Any) -> None:  # noqa: ANN401 (checked by the backend)
-        self.kind, self.settings = backend, settings
+    def __init__(self, backend: str, **settings: Any) -> None:  # noqa: ANN401
+        self.kind = backend
+        self.settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by the sweeper."""
-        self.context, self.config = hydra_context, config
+        self.context = hydra_context
+        self.config = config
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
         typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         self.fixed = {
@@ -53,7 +64,7 @@ class JobLauncher(Launcher):
 
     @cached_property
     def backend(self) -> Any:  # noqa: ANN401 (one of three classes)
-        """The backend, made of settings that fit. Raises ConfigError where they do not, or something is missing."""
+        """The backend. Raises ConfigError where its settings do not fit, or it is not installed."""
         kind = get_class(self.kind)
         check_settings(OmegaConf.create({"launcher": self.settings}), launcher=kind)
         return kind(grace=self.config.get("grace_seconds", INTERRUPTION.grace), **self.settings)
@@ -66,52 +77,63 @@ class JobLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """What Hydra's own sweeper calls: run these jobs. Raises ConfigError where there are none."""
+        """Run the jobs of Hydra's own sweeper. Raises ConfigError where there are none."""
         if not job_overrides:
-            raise ConfigError(
-                "--multirun: the sweep is empty; give at least one value for each setting that is swept"
-            )
+            advice = "give at least one value for each setting that is swept"
+            raise ConfigError(f"--multirun: the sweep is empty; {advice}")
         at_once = self.config.hydra.sweeper.get("max_batch_size")
-        allowed = "must be null: a failure would end the sweep with its batch; launcher.jobs is how many run at a time"
+        allowed = (
+            "must be null: a failure would end the sweep with its batch; "
+            "launcher.jobs is how many run at a time"
+        )
         require(at_once is None, "hydra.sweeper.max_batch_size", at_once, allowed)
-        jobs = [self.job(initial_job_idx + k, words) for k, words in enumerate(job_overrides)]
+        jobs = [self.job(initial_job_idx + k, own) for k, own in enumerate(job_overrides)]
         quiet_logging()
-        log.info("%d jobs, %d to do", len(jobs), sum(not job.is_finished() for job in jobs))
+        to_do = sum(not job.is_finished() for job in jobs)
+        log.info("%d jobs, %d to do", len(jobs), to_do)
         self.run(iter(jobs))
         return [_result(job, jobs) for job in jobs]
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
-        """The job of these overrides. Raises ConfigError where another job had this number in the sweep directory."""
+        """The job of these overrides.
+
+        Raises ConfigError where another job had this number in the sweep directory.
+        """
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        choices, trainer = cfg.hydra.runtime.choices, cfg.trainer
-        run_dir = self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}"
-        own = [word for word in overrides if not word.startswith(OF_THE_DRIVER)]
-        name = " ".join(
-            word for word in own if word.partition("=")[0] not in {"sweep.trial", *self.fixed}
-        )
+        choices = cfg.hydra.runtime.choices
+        own = [text for text in overrides if not text.startswith(OF_THE_DRIVER)]
+        chosen = [text for text in own if text.partition("=")[0] not in {TRIAL, *self.fixed}]
         job = Job(
-            number, own, run_dir, cfg.optimized_metric, trainer.devices, trainer.num_nodes, name
+            number,
+            own,
+            run_dir=self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}",
+            metric_name=cfg.optimized_metric,
+            devices=cfg.trainer.devices,
+            nodes=cfg.trainer.num_nodes,
+            name=" ".join(chosen),
         )
         for known in recorded(self.sweep_dir, number):
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))
             if changed:
-                where = (
-                    f"hydra.sweep.dir={self.sweep_dir}: job {number} was another one ({changed})"
-                )
-                raise ConfigError(f"{where}; choose another directory, or give the same command")
-            job.handle, job.starts = known["handle"], known.get("starts", 0)
+                what = f"job {number} was another one ({changed})"
+                advice = "choose another directory, or give the same command"
+                raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: {what}; {advice}")
+            job.handle = known["handle"]
+            job.starts = known.get("starts", 0)
         return job
 
     def run(
         self, jobs: Iterator[Job | None], ended: Callable[[Job], None] = lambda job: None
     ) -> None:
-        """Run jobs as they come (see ``available``), tell ``ended`` of each, and show the table of the directory."""
+        """Run jobs as they come (see ``available``), and show the table of the directory.
+
+        ended: called with each job that has ended.
+        """
         setup_globals()
         quiet_logging()
         if not is_first() or "LOCAL_RANK" in os.environ:
-            raise ConfigError(
-                "--multirun under torchrun or srun: would run once per rank; jobs start their own ranks"
-            )
+            why = "would run once per rank; jobs start their own ranks"
+            raise ConfigError(f"--multirun under torchrun or srun: {why}")
         INTERRUPTION.give(self.backend.grace)
         INTERRUPTION.give(self.backend.leaving)  # the jobs have to be gone first
         log.info("jobs in %s", self.sweep_dir)
@@ -120,23 +142,19 @@ class JobLauncher(Launcher):
             with closing(self.backend.run(self._to_do(jobs, seen, ended))) as results:
                 for job, code, why in results:
                     job.settle(code, why)
-                    log.info(
-                        "job %d (%s): %s %s",
-                        job.number,
-                        job.name or job.run_dir.name,
-                        job.status,
-                        job.detail,
-                    )
+                    _log_end(job)
                     ended(job)
         finally:
-            table = self.sweep_dir / "jobs.csv"
-            write_jobs(recorded(self.sweep_dir), table)
-            print_jobs(recorded(self.sweep_dir), table)
-            if any(job.status not in (*FINISHED, "failed") for job in seen):
-                log.warning(
-                    "not all jobs are done: the same command with hydra.sweep.dir=%s goes on",
-                    self.sweep_dir,
-                )
+            self._show(seen)
+
+    def _show(self, seen: list[Job]) -> None:
+        """Write and print the table, and what to do where not all jobs are done."""
+        table = self.sweep_dir / "jobs.csv"
+        write_jobs(recorded(self.sweep_dir), table)
+        print_jobs(recorded(self.sweep_dir), table)
+        if any(job.status not in (*FINISHED, "failed") for job in seen):
+            advice = f"the same command with hydra.sweep.dir={self.sweep_dir} goes on"
+            log.warning("not all jobs are done: %s", advice)
 
     def _to_do(
         self, jobs: Iterator[Job | None], seen: list[Job], ended: Callable[[Job], None]
@@ -162,9 +180,7 @@ class JobLauncher(Launcher):
                 self.backend.check(job)
             except ConfigError as error:
                 job.refuse(str(error))
-                log.info(
-                    "job %d (%s): failed %s", job.number, job.name or job.run_dir.name, job.detail
-                )
+                _log_end(job)
                 ended(job)
             else:
                 if not job.file("json").exists():  # or else another driver may be at it
@@ -172,21 +188,25 @@ class JobLauncher(Launcher):
                 yield job
 
 
+def _log_end(job: Job) -> None:
+    name = job.name or job.run_dir.name
+    log.info("job %d (%s): %s %s", job.number, name, job.status, job.detail)
+
+
 def _result(job: Job, jobs: list[Job]) -> JobReturn:
-    """What Hydra's sweeper gets: the optimised metric, or for a failed or stopped job an error to raise."""
-    done = job.status in FINISHED
-    kind, status = (JobReturn, JobStatus.COMPLETED) if done else (_NotDone, JobStatus.FAILED)
-    result = kind(status=status, _return_value=job.metric if done else job.error(jobs))
-    result.overrides, result.working_dir, result.task_name = (
-        job.overrides,
-        str(job.run_dir),
-        "train",
-    )
+    """What Hydra's sweeper gets: the optimised metric, or an error to raise."""
+    if job.status in FINISHED:
+        result = JobReturn(status=JobStatus.COMPLETED, _return_value=job.metric)
+    else:
+        result = _NotDone(status=JobStatus.FAILED, _return_value=job.error(jobs))
+    result.overrides = job.overrides
+    result.working_dir = str(job.run_dir)
+    result.task_name = "train"
     return result
 
 
 class _NotDone(JobReturn):
-    """Raises its error without the line that Hydra's own prints: the table has said it."""
+    """Raises its error without the line that Hydra's own prints: the table shows it."""
 
     @property
     def return_value(self) -> float:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from src.errors import require
 from src.launch import process
@@ -17,11 +18,21 @@ from src.launch.job import Job, available, check_jobs
 POLL = 0.1  # seconds
 
 
+class Running(NamedTuple):
+    """A job that runs: its process, and the variables of its slot."""
+
+    job: Job
+    child: subprocess.Popen
+    slot: dict[str, str]
+
+
 @dataclass
 class Local:
-    """jobs: how many at a time; null is as many as the GPUs serve, one without GPUs. grace: seconds a job has to stop.
+    """Jobs of this machine. Raises ConfigError for less than one at a time.
 
-    Raises ConfigError for less than one.
+    Arguments:
+        jobs: how many at a time; None is as many as the GPUs serve, one without GPUs.
+        grace: seconds that a job has to stop.
     """
 
     jobs: int | None = None
@@ -45,47 +56,62 @@ class Local:
         """This machine is there."""
 
     def check(self, job: Job) -> None:
-        """Raise ConfigError for a job that asks for its devices by name, or on several machines."""
+        """Raise ConfigError for a job whose devices are named, or on several machines."""
         require(job.nodes == 1, "trainer.num_nodes", job.nodes, "must be 1 with launcher=local")
         counted = job.devices == "auto" or isinstance(job.devices, int)
-        require(
-            counted,
-            "trainer.devices",
-            job.devices,
-            "must be a number or auto: the launcher chooses which",
-        )
+        allowed = "must be a number or auto: the launcher chooses which"
+        require(counted, "trainer.devices", job.devices, allowed)
         fits = self.share is None or job.devices == "auto" or job.devices <= self.share
-        allowed = (
-            f"must be at most {self.share}, as the GPUs are dealt out; give a smaller launcher.jobs"
-        )
-        require(fits, "trainer.devices", job.devices, allowed)
+        dealt = f"must be at most {self.share}, as the GPUs are dealt out"
+        require(fits, "trainer.devices", job.devices, f"{dealt}; give a smaller launcher.jobs")
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
-        """Run the jobs; yield each with its exit code as it ends. Leaving the loop stops what is running."""
-        waiting, running = deque(available(jobs)), {}
+        """Run the jobs; yield each with its exit code as it ends.
+
+        Leaving the loop stops what is running.
+        """
+        waiting = available(jobs)
         free = deque(self._slots(waiting))
+        running: dict[int, Running] = {}
         try:
             while waiting or running:
-                for _ in range(len(waiting) if free else 0):
-                    job = waiting.popleft()
-                    if job.is_finished():  # by another driver, while this one waited for it
-                        yield job, 0, ""
-                    elif not free or (child := process.begin(job, free[0])) is None:
-                        waiting.append(job)
-                    else:
-                        running[job.number] = job, child, free.popleft()
-                        job.begin()
-                for number, (job, child, slot) in list(running.items()):
-                    if child.poll() is not None:
-                        del running[number]
-                        free.append(slot)
-                        yield job, child.returncode, ""
-                waiting.extend(available(jobs))
+                if free:
+                    yield from self._begin(waiting, free, running)
+                yield from self._ended(free, running)
+                waiting += available(jobs)
                 time.sleep(POLL)
         finally:
-            process.stop([child for _, child, _ in running.values()], self.grace)
-            for job, child, _ in running.values():
-                job.settle(child.returncode)
+            process.stop([one.child for one in running.values()], self.grace)
+            for one in running.values():
+                one.job.settle(one.child.returncode)
+
+    def _begin(
+        self, waiting: list[Job], free: deque[dict[str, str]], running: dict[int, Running]
+    ) -> Iterator[tuple[Job, int, str]]:
+        """Start jobs in the free slots; yield those that another driver has finished meanwhile.
+
+        A job stays in ``waiting`` where a process of an earlier driver still runs it.
+        """
+        for job in list(waiting):
+            if job.is_finished():
+                waiting.remove(job)
+                yield job, 0, ""
+            elif free:
+                child = process.begin(job, free[0])
+                if child is not None:
+                    waiting.remove(job)
+                    running[job.number] = Running(job, child, free.popleft())
+                    job.begin()
+
+    def _ended(
+        self, free: deque[dict[str, str]], running: dict[int, Running]
+    ) -> Iterator[tuple[Job, int, str]]:
+        """Free the slots of the jobs that have ended, and yield these."""
+        for job, child, slot in list(running.values()):
+            if child.poll() is not None:
+                del running[job.number]
+                free.append(slot)
+                yield job, child.returncode, ""
 
     def _slots(self, jobs: Sequence[Job]) -> list[dict[str, str]]:
         """The environment of each of the jobs that run at the same time."""
@@ -93,15 +119,17 @@ class Local:
         each = max((job.devices for job in jobs if isinstance(job.devices, int)), default=1)
         num = self.at_once(each)
         share = max(each, len(gpus) // num)
-        self.share = share if gpus else None
-        base = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // num))
-        } | process.environment()
-        chosen = [
-            [gpus[(slot * share + k) % len(gpus)] for k in range(min(share, len(gpus)))]
-            for slot in range(num)
-        ]
-        return [base | ({"CUDA_VISIBLE_DEVICES": ",".join(own)} if gpus else {}) for own in chosen]
+        threads = max(1, (os.cpu_count() or 1) // num)
+        base = {"OMP_NUM_THREADS": str(threads)} | process.environment()
+        if not gpus:
+            self.share = None
+            return [dict(base) for _ in range(num)]
+        self.share = share
+        slots = []
+        for first in range(0, num * share, share):
+            own = [gpus[(first + k) % len(gpus)] for k in range(min(share, len(gpus)))]
+            slots.append(base | {"CUDA_VISIBLE_DEVICES": ",".join(own)})
+        return slots
 
 
 def _gpus() -> list[str]:
@@ -111,6 +139,6 @@ def _gpus() -> list[str]:
         return [name.strip() for name in visible.split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
-    words = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(words, capture_output=True, text=True, check=False)
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []

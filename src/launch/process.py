@@ -1,4 +1,4 @@
-"""A job as a process of this machine: one live process per job, and none that outlives who started it for long."""
+"""A job as a process of this machine: one per job, and none outlives its parent for long."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from src.launch.job import Job
 from src.parallel.process import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_THE_OUTER_JOB = (
-    "SLURM_",
-    "SLURMD_",
-    "PMI_",
-    "PMIX_",
-)  # variables from which Lightning would take ranks and hosts
+# variables from which Lightning would take ranks and hosts
+OF_THE_OUTER_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
 
 
 def environment() -> dict[str, str]:
-    """Of a job: it finds ``src`` wherever it starts, and takes no rank of an allocation that the driver runs in."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(OF_THE_OUTER_JOB)
-    }
-    if "SLURM_CONF" in os.environ:
-        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    """Variables of a job: it finds ``src`` wherever it starts.
+
+    It takes no rank of an allocation that the driver runs in.
+    """
+    kept = {}
+    for name, value in os.environ.items():
+        if name == "SLURM_CONF" or not name.startswith(OF_THE_OUTER_JOB):
+            kept[name] = value
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return kept
 
 
 def begin(job: Job, variables: Mapping[str, str]) -> subprocess.Popen | None:
-    """Start a job that writes to its log, or return None where a process of an earlier driver still does so.
+    """Start a job that writes to its log; None where a process of an earlier driver still does.
 
-    The lock on the log is shared by all processes of the job and ends with the last of them: a driver that is started
-    again waits for what a killed one has left. On Linux the job is asked to stop when its parent dies.
+    The lock on the log is shared by all processes of the job and ends with the last of them: a
+    driver that is started again waits for what a killed one has left. On Linux the job gets SIGTERM
+    when its parent dies.
     """
     log = job.file("log")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -47,20 +46,23 @@ def begin(job: Job, variables: Mapping[str, str]) -> subprocess.Popen | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        job.hear()
+        job.mark_log()
         return subprocess.Popen(
-            job.words,
+            job.command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
             env=dict(variables),
-            start_new_session=True,  # Ctrl-C of a terminal reaches the driver alone, which tells the jobs once
+            start_new_session=True,  # Ctrl-C reaches the driver alone, which stops the jobs once
             preexec_fn=_die_with_parent,
         )
 
 
 def stop(children: Iterable[subprocess.Popen], seconds: float) -> None:
-    """Ask the jobs to stop, which keep a checkpoint; after ``seconds``, or on a second signal, kill what is left."""
+    """Terminate the jobs, which keep a checkpoint first.
+
+    What is left after ``seconds``, or on a second signal, is killed.
+    """
     children = list(children)
     try:
         for child in children:

@@ -29,10 +29,16 @@ RETRIES = 3  # of a job whose node was lost: it goes on from its checkpoint
 
 @dataclass
 class Ray:
-    """address: host:port of a cluster, or null to start one here. cpus, gpus: what a job needs, per device.
+    """Jobs of a Ray cluster, whose machines must all see the sweep directory.
 
-    jobs: how many run at a time; null is as many as the cluster takes. All machines must see the sweep directory.
     Raises ConfigError where Ray is not installed or nothing answers at the address.
+
+    Arguments:
+        address: host:port of a cluster; None starts one here.
+        jobs: how many run at a time; None is as many as the cluster takes.
+        cpus: what a job needs, per device.
+        gpus: likewise.
+        grace: seconds that a job has to stop.
     """
 
     address: str | None = None
@@ -46,9 +52,8 @@ class Ray:
         form = self.address is None or re.fullmatch(r"(ray://)?[^:/]+:\d+", self.address)
         require(form, "launcher.address", self.address, "must be host:port, or null")
         for name in ("cpus", "gpus"):
-            require(
-                getattr(self, name) >= 0, f"launcher.{name}", getattr(self, name), "must be >= 0"
-            )
+            value = getattr(self, name)
+            require(value >= 0, f"launcher.{name}", value, "must be >= 0")
         self.ray = _import_ray()
 
     @property
@@ -67,13 +72,19 @@ class Ray:
         require(counted, "trainer.devices", job.devices, "must be a number with launcher=ray")
         machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         for name, kind, each in (("cpus", "CPU", self.cpus), ("gpus", "GPU", self.gpus)):
-            most, needed = max(machine.get(kind, 0) for machine in machines), each * job.devices
-            allowed = f"a job needs {needed:g} with trainer.devices={job.devices}, no machine of the cluster has"
-            require(needed <= most, f"launcher.{name}", each, f"{allowed} more than {most:g}")
+            most = max(machine.get(kind, 0) for machine in machines)
+            needed = each * job.devices
+            wanted = f"a job needs {needed:g} with trainer.devices={job.devices}"
+            there = f"no machine of the cluster has more than {most:g}"
+            require(needed <= most, f"launcher.{name}", each, f"{wanted}, {there}")
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
-        """Hand the jobs over, at most ``jobs`` at a time; yield each as it ends. Leaving stops what is running."""
-        waiting, running = deque(available(jobs)), {}
+        """Hand the jobs over, at most ``jobs`` at a time; yield each as it ends.
+
+        Leaving the loop stops what is running.
+        """
+        waiting = deque(available(jobs))
+        running: dict[object, Job] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < (self.jobs or math.inf):
@@ -82,33 +93,35 @@ class Ray:
                         yield job, 0, ""
                     else:
                         running[self._start(job)] = job
-                ended, _ = self.ray.wait(list(running), timeout=POLL) if running else ((), ())
-                for task in ended:
-                    yield running.pop(task), *self._result(task)
+                if running:
+                    ended, _ = self.ray.wait(list(running), timeout=POLL)
+                    for task in ended:
+                        yield running.pop(task), *self._result(task)
                 waiting.extend(available(jobs))
         finally:
             self._stop(running)
 
     def open(self) -> None:
-        """Connect to the cluster, or start one. Raises ConfigError where there is none at the address."""
+        """Connect to the cluster, or start one.
+
+        Raises ConfigError where there is none at the address.
+        """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         advice = "give host:port of a running head node, or null to start a cluster on this machine"
         try:
             if self.address is not None:
                 _probe(self.address)
             own = {} if self.address else {"include_dashboard": False}
-            place = (
-                self.address or "local"
-            )  # None would look for a cluster that somebody has left here
+            # None would look for a cluster that somebody has left here
+            place = self.address or "local"
             self.ray.init(place, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"launcher.address={self.address}: no Ray there ({first_line(error)}); {advice}"
-            ) from error
+            why = f"no Ray there ({first_line(error)})"
+            raise ConfigError(f"launcher.address={self.address}: {why}; {advice}") from error
         INTERRUPTION.listen()  # Ray has put a handler of its own in its place
 
     def _start(self, job: Job) -> object:
-        job.hear()
+        job.mark_log()
         job.begin()
         needs = {"num_cpus": self.cpus * job.devices, "num_gpus": self.gpus * job.devices}
         work = self.ray.remote(_work).options(max_retries=RETRIES, **needs)
@@ -134,19 +147,24 @@ class Ray:
 
 
 def _probe(address: str) -> None:
-    """Connect in a process that can be given up: Ray itself tries for minutes, and ends its process after that."""
+    """Connect in a process that can be killed.
+
+    Ray itself tries for minutes, and ends its process after that.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     socket.create_connection((host, int(port)), timeout=REACH).close()
-    words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
+    command = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False)"]
+    settings = {"capture_output": True, "text": True, "check": False}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
-        code, said = done.returncode, done.stderr
+        done = subprocess.run(command, timeout=PATIENCE, **settings)
+        code = done.returncode
+        stderr = done.stderr
     except subprocess.TimeoutExpired as late:
-        code, said = 1, (late.stderr or b"").decode(errors="replace")
-    if "InvalidAuthToken" in said:
-        raise OSError(
-            "it wants a token: RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here as well"
-        )
+        code = 1
+        stderr = (late.stderr or b"").decode(errors="replace")
+    if "InvalidAuthToken" in stderr:
+        both = "RAY_AUTH_MODE=token, and the cluster's ~/.ray/auth_token here as well"
+        raise OSError(f"it wants a token: {both}")
     if code:
         raise OSError(f"nothing that speaks Ray within {PATIENCE} s")
 
@@ -154,18 +172,20 @@ def _probe(address: str) -> None:
 def _work(job: Job, cwd: str, grace: float) -> int:
     """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
     os.chdir(cwd)
-    attempt = (
-        f"ray-{importlib.import_module('ray').get_runtime_context().get_task_id()} {time.time_ns()}"
-    )
+    task = importlib.import_module("ray").get_runtime_context().get_task_id()
+    variables = process.environment() | {ATTEMPT: f"ray-{task} {time.time_ns()}"}
     while not job.is_finished():
-        child = process.begin(job, process.environment() | {ATTEMPT: attempt})
+        child = process.begin(job, variables)
         if child is not None:
-            break
+            return _wait(child, grace)
         time.sleep(POLL)
-    else:
-        return 0  # another process has done it
+    return 0  # another process has done it
+
+
+def _wait(child: subprocess.Popen, grace: float) -> int:
+    """Wait for a process; stop it where ray.cancel raises KeyboardInterrupt here."""
     try:
-        while child.poll() is None:  # ray.cancel raises KeyboardInterrupt here
+        while child.poll() is None:
             time.sleep(POLL)
     finally:
         process.stop([child], grace)

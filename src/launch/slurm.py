@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import subprocess
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,51 +13,36 @@ from pathlib import Path
 from filelock import FileLock
 
 from src.errors import ConfigError, require
-from src.launch import process
 from src.launch.job import Job, available, check_jobs, recorded
+from src.launch.slurm_commands import Cluster
 from src.launch.slurm_script import write_array
+from src.launch.slurm_submission import ALIVE, LOST, Submission
 from src.training.interruption import INTERRUPTION
 
 log = logging.getLogger(__name__)
 
-ALIVE = {
-    "PENDING",
-    "RUNNING",
-    "SUSPENDED",
-    "COMPLETING",
-    "CONFIGURING",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "REQUEUE_FED",
-}
-ALIVE |= {"RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-AGAIN = {
-    "PREEMPTED",
-    "NODE_FAIL",
-    "BOOT_FAIL",
-}  # Slurm's doing, where it does not requeue by itself
-USUAL = {
-    "None",
-    "Priority",
-    "Resources",
-    "BeginTime",
-    "JobArrayTaskLimit",
-    "Prolog",
-}  # reasons to wait
-GIVE_UP = 60  # looks at which sbatch has refused what is left to do, and nothing was running
-PATIENCE = (
-    3  # looks at a job that is over and has left no exit code; submissions without a new checkpoint
-)
+GIVE_UP = 60  # polls during which sbatch has refused what is left to do, and nothing was running
 KILL_WAIT = 45  # seconds that Slurm gives a cancelled job, and some more
 
 
 @dataclass
 class Slurm:
-    """What ``sbatch`` is told; nodes and tasks per node are the job's ``trainer.num_nodes`` and ``trainer.devices``.
+    """What ``sbatch`` gets, and how its jobs are followed.
 
-    minutes: time limit of a job between two requeues. lead: seconds before it at which the job is told to keep a
-    checkpoint and go back into the queue. jobs: how many run at a time, null is no limit. poll: seconds.
-    gpus: a GPU per task. options: further words for sbatch; setup: lines of shell before the job.
+    Nodes and tasks per node are the job's ``trainer.num_nodes`` and ``trainer.devices``.
+
+    Arguments:
+        partition: as in ``sbatch``; None for the cluster's own.
+        account: likewise.
+        minutes: time limit of a job between two requeues.
+        lead: seconds before it at which the job keeps a checkpoint and goes back into the queue.
+        jobs: how many run at a time; None is no limit.
+        cpus: of each task.
+        gpus: whether each task gets a GPU.
+        options: further options of ``sbatch``.
+        setup: lines of shell before the job.
+        poll: seconds between two calls of ``squeue``.
+        grace: seconds that a job has to stop.
     """
 
     partition: str | None = None
@@ -72,34 +56,13 @@ class Slurm:
     setup: Sequence[str] = ()
     poll: float = 5
     grace: float = 10
-    states: dict[str, tuple[str, str]] = field(
-        default_factory=dict, init=False
-    )  # handle -> state, reason
-    reasons: dict[int, str] = field(
-        default_factory=dict, init=False
-    )  # why a job waits, as was told
-    kept: dict[int, str] = field(
-        default_factory=dict, init=False
-    )  # the checkpoint of a job that was lost
-    looks: Counter[int] = field(
-        default_factory=Counter, init=False
-    )  # at a job that is over and has left nothing
-    losses: Counter[int] = field(
-        default_factory=Counter, init=False
-    )  # of a job, since its last new checkpoint
-    accepted: bool = field(default=False, init=False)  # whether Slurm has taken any job
-    refusal: str = field(default="", init=False)  # the last one
-    refusals: int = field(default=0, init=False)  # in a row, while nothing was running
+    cluster: Cluster = field(default_factory=Cluster, init=False)
 
     def __post_init__(self) -> None:
         for name in ("minutes", "cpus", "lead"):
             value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 1,
-                f"launcher.{name}",
-                value,
-                "must be an integer >= 1",
-            )
+            whole = isinstance(value, int) and value >= 1
+            require(whole, f"launcher.{name}", value, "must be an integer >= 1")
         check_jobs(self.jobs)
         require(self.poll > 0, "launcher.poll", self.poll, "must be > 0 seconds")
         allowed = f"must be less than launcher.minutes={self.minutes}, in seconds"
@@ -118,201 +81,144 @@ class Slurm:
         """Raise ConfigError where Slurm is out of reach."""
         if shutil.which("sbatch") is None:
             why = "there is no sbatch here; start this on a login node of the cluster"
-            raise ConfigError(
-                f"launcher=slurm: {why} (to be one on Debian: apt-get install slurm-client)"
-            )
+            advice = "to be one on Debian: apt-get install slurm-client"
+            raise ConfigError(f"launcher=slurm: {why} ({advice})")
 
     def check(self, job: Job) -> None:
         """Raise ConfigError for a job whose tasks cannot be counted."""
         counted = isinstance(job.devices, int)
-        require(
-            counted,
-            "trainer.devices",
-            job.devices,
-            "must be a number with launcher=slurm: the tasks per node",
-        )
+        allowed = "must be a number with launcher=slurm: the tasks per node"
+        require(counted, "trainer.devices", job.devices, allowed)
 
     def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
-        """Submit the jobs that are not there from an earlier start; yield each as it ends. Leaving cancels the rest."""
-        waiting = available(jobs)
-        running: dict[int, Job] = {}
+        """Submit the jobs that are not there from an earlier start; yield each as it ends.
+
+        Leaving the loop cancels the rest.
+        """
+        waiting = _available(jobs)
+        running: dict[int, Submission] = {}
+        refusals = 0  # in a row, while nothing was running
         try:
             while waiting or running:
-                answered = self._look()
-                for job in list(running.values()) if answered else ():
-                    end = self._end(job)
-                    if end:
-                        del running[job.number]
-                        yield job, *end
-                waiting += available(jobs)
-                lost = [job for job in running.values() if self._state(job)[0] in AGAIN]
+                answered = self.cluster.look()
+                if answered:
+                    yield from self._ended(running)
+                waiting += _available(jobs)
+                lost = [one for one in running.values() if self._state(one) in LOST]
                 if answered and (waiting or lost):
                     waiting = self._submit([*waiting, *lost], running)
-                self.refusals = self.refusals + 1 if waiting and not running else 0
-                while waiting and self.refusals > GIVE_UP:
-                    yield waiting.pop(), ConfigError.exit_code, self.refusal
+                if waiting and not running:
+                    refusals += 1
+                else:
+                    refusals = 0
+                while waiting and refusals > GIVE_UP:
+                    yield waiting.pop().job, ConfigError.exit_code, self.cluster.refusal
                 time.sleep(self.poll)
         finally:
             self._cancel(list(running.values()))
 
-    def _submit(self, jobs: Sequence[Job], running: dict[int, Job]) -> list[Job]:
-        """Hand jobs over: one array for all that need the same nodes and tasks. Returns those that Slurm does not take.
+    def _ended(self, running: dict[int, Submission]) -> Iterator[tuple[Job, int, str]]:
+        """Take the jobs that have ended out of ``running``, and yield them."""
+        for submission in list(running.values()):
+            verdict = submission.verdict(self.cluster.state(submission.handle))
+            if verdict is not None:
+                del running[submission.number]
+                yield submission.job, *verdict
 
-        One driver at a time: what another has handed over meanwhile is followed. The first refusal of all is an error.
+    def _submit(
+        self, submissions: Sequence[Submission], running: dict[int, Submission]
+    ) -> list[Submission]:
+        """Hand jobs over: one array for all that need the same nodes and tasks.
+
+        Returns those that Slurm does not take; the first refusal of all is an error. One driver at
+        a time: what another has handed over meanwhile is followed.
         """
-        alike = defaultdict(list)
-        folder = jobs[0].file("sh").parent
+        folder = submissions[0].job.file("sh").parent
         folder.mkdir(parents=True, exist_ok=True)
+        alike = defaultdict(list)
         with INTERRUPTION.deferred(), FileLock(folder / ".submit.lock"):
-            for job in jobs:
-                for known in recorded(folder.parent, job.number):
-                    job.handle, job.starts = known["handle"], known.get("starts", 0)
-            if not self._look():
-                return [job for job in jobs if job.number not in running]
-            for job in jobs:
-                if self._state(job)[0] in ALIVE or job.is_finished():  # see _end
-                    self.accepted = True
-                    running[job.number] = job
+            for submission in submissions:
+                for known in recorded(folder.parent, submission.number):
+                    submission.job.handle = known["handle"]
+                    submission.job.starts = known.get("starts", 0)
+            if not self.cluster.look():
+                return [one for one in submissions if one.number not in running]
+            for submission in submissions:
+                job = submission.job
+                # one that is finished ends at the next look
+                if self._state(submission) in ALIVE or job.is_finished():
+                    self.cluster.accepted = True
+                    running[job.number] = submission
                 else:
-                    alike[job.nodes, job.devices].append(job)
-            return [job for group in alike.values() for job in self._hand_over(group, running)]
+                    alike[job.nodes, job.devices].append(submission)
+            refused = []
+            for group in alike.values():
+                refused += self._hand_over(group, running)
+            return refused
 
-    def _hand_over(self, group: list[Job], running: dict[int, Job]) -> list[Job]:
+    def _hand_over(
+        self, group: list[Submission], running: dict[int, Submission]
+    ) -> list[Submission]:
         """Submit one array; returns its jobs where Slurm does not take it."""
-        for job in group:
-            job.hear()
-        number = self._sbatch(write_array(group, self.setup), group)
-        if number is None:
-            return [running.pop(job.number, job) for job in group]
-        for element, job in enumerate(group):
-            job.handle = f"{number}_{element}"
-            self.states[job.handle] = ("PENDING", "None")
-            running[job.number] = job
-        for job in group:  # writing may fail, and what is running has to be known by then
+        jobs = [submission.job for submission in group]
+        for job in jobs:
+            job.mark_log()
+        options = self._options(jobs, write_array(jobs, self.setup))
+        handles = self.cluster.submit(options, len(jobs))
+        if handles is None:
+            for job in jobs:
+                running.pop(job.number, None)
+            return group
+        for submission, handle in zip(group, handles, strict=True):
+            submission.job.handle = handle
+            running[submission.number] = submission
+        for job in jobs:  # writing may fail, and what is running has to be known by then
             job.begin("waiting")
         return []
 
-    def _sbatch(self, script: Path, jobs: Sequence[Job]) -> str | None:
-        """The number of the new array, or None where Slurm does not take it now. Raises ConfigError at the first."""
-        nodes, tasks, at_once = jobs[0].nodes, jobs[0].devices, f"%{self.jobs}" if self.jobs else ""
-        words = ["sbatch", "--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
-        words += [
-            f"--array=0-{len(jobs) - 1}{at_once}",
-            f"--nodes={nodes}",
-            f"--ntasks-per-node={tasks}",
-        ]
-        words += [
-            f"--cpus-per-task={self.cpus}",
-            f"--time={self.minutes}",
-            f"--signal=USR1@{self.lead}",
-        ]
-        words += [f"--output={script.with_suffix('')}-%a.log"]
-        words += [f"--gpus-per-node={tasks}"] if self.gpus else []
-        words += [
-            f"--{name}={value}"
-            for name in ("partition", "account")
-            if (value := getattr(self, name))
-        ]
-        done = _slurm([*words, *self.options, str(script)])
-        if done.returncode == 0:
-            self.accepted, self.refusal = True, ""
-            number = done.stdout.split(";")[0].strip()
-            log.info("Slurm job array %s: %d elements", number, len(jobs))
-            return number
-        why = f"launcher=slurm: sbatch refuses: {' '.join(done.stderr.split())}"
-        if not self.accepted:
-            raise ConfigError(why)
-        if why != self.refusal:
-            log.warning("%s; %d jobs wait until it takes them", why, len(jobs))
-        self.refusal = why
-        return None
+    def _options(self, jobs: Sequence[Job], script: Path) -> list[str]:
+        """Options of ``sbatch``, and the script, for one array of jobs."""
+        tasks = jobs[0].devices
+        at_once = f"%{self.jobs}" if self.jobs else ""
+        options = ["--parsable", "--requeue", "--open-mode=append", "--job-name=genbench"]
+        options.append(f"--array=0-{len(jobs) - 1}{at_once}")
+        options += [f"--nodes={jobs[0].nodes}", f"--ntasks-per-node={tasks}"]
+        options += [f"--cpus-per-task={self.cpus}", f"--time={self.minutes}"]
+        options.append(f"--signal=USR1@{self.lead}")
+        options.append(f"--output={script.with_suffix('')}-%a.log")
+        if self.gpus:
+            options.append(f"--gpus-per-node={tasks}")
+        for name in ("partition", "account"):
+            value = getattr(self, name)
+            if value:
+                options.append(f"--{name}={value}")
+        return [*options, *self.options, str(script)]
 
-    def _look(self) -> bool:
-        """Ask for the states of all of the user's jobs; where Slurm does not answer, those of before stand."""
-        done = _slurm(
-            ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T %r"]
-        )
-        if done.returncode:
-            log.warning("squeue does not answer: %s", " ".join(done.stderr.split()))
-            return False
-        found = (line.split(maxsplit=2) for line in done.stdout.splitlines())
-        self.states = {handle: (state, *reason, "None")[:2] for handle, state, *reason in found}
-        return True
+    def _state(self, submission: Submission) -> str:
+        return self.cluster.state(submission.handle).name
 
-    def _state(self, job: Job) -> tuple[str, str]:
-        """What Slurm said of a job at the last look, and why; "" where it said nothing."""
-        return self.states.get(job.handle, ("", ""))
-
-    def _end(self, job: Job) -> tuple[int, str] | None:
-        """Exit code and reason of a job that has ended, None where it has not, or is to be submitted again."""
-        state, reason = self._state(job)
-        if state in ALIVE:
-            self._tell(job, state, reason)
-            return None
-        if job.is_finished():
-            return 0, ""
-        if state in AGAIN:
-            return (
-                None
-                if self._gets_on(job)
-                else (1, f"Slurm says {state}, for the third time without a checkpoint")
-            )
-        if job.file("exit").exists():
-            return int(job.file("exit").read_text()), ""
-        if state == "CANCELLED":
-            return 143, "cancelled at the cluster"
-        if state not in ("", "COMPLETED"):
-            return 1, f"Slurm says {state}"
-        self.looks[job.number] += 1
-        if self.looks[job.number] < PATIENCE:
-            return None
-        waited = (
-            job.status == "waiting"
-        )  # an element that is cancelled before it begins leaves nothing
-        gone = (143, "cancelled at the cluster" if waited else "Slurm no longer knows it")
-        return (1, "Slurm says COMPLETED, without an exit code") if state else gone
-
-    def _tell(self, job: Job, state: str, reason: str) -> None:
-        """Take note of whether a job runs, and of what it waits for."""
-        status = "waiting" if state == "PENDING" else "running"
-        if job.status != status:
-            job.status = status
-            job.record()
-        if status == "waiting" and reason not in (*USUAL, self.reasons.get(job.number)):
-            self.reasons[job.number] = reason
-            log.info("job %d waits: %s", job.number, reason)
-
-    def _gets_on(self, job: Job) -> bool:
-        """Whether a job that was lost has a checkpoint that it did not have before, or may be tried without."""
-        latest = job.run_dir / "checkpoints" / "latest.json"
-        kept = latest.read_text() if latest.exists() else ""
-        if kept != self.kept.get(job.number):
-            self.kept[job.number], self.losses[job.number] = kept, 0
-        self.losses[job.number] += 1
-        return self.losses[job.number] < PATIENCE
-
-    def _cancel(self, jobs: list[Job]) -> None:
-        """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint first."""
-        begin, there, asked, left = time.monotonic(), ALIVE, False, jobs
+    def _cancel(self, submissions: list[Submission]) -> None:
+        """Cancel what was handed over and wait until it is gone: each job keeps a checkpoint."""
+        handles = [submission.handle for submission in submissions]
+        begin = time.monotonic()
+        there = ALIVE
+        cancelled = False
+        left = submissions
         while left and time.monotonic() < begin + self.grace + KILL_WAIT:
-            asked = asked or _slurm(["scancel", *(job.handle for job in jobs)]).returncode == 0
+            cancelled = cancelled or self.cluster.cancel(handles)
             if time.monotonic() > begin + self.grace + 2:
                 there = ALIVE - {"COMPLETING"}  # what the site does after a job is not waited for
-            if self._look():
-                left = [job for job in jobs if self._state(job)[0] in there]
-            time.sleep(min(self.poll, 1) if left else 0)
+            if self.cluster.look():
+                left = [one for one in submissions if self._state(one) in there]
+            if left:
+                time.sleep(min(self.poll, 1))
         if left:
-            log.warning(
-                "Slurm has not ended %s: scancel them", " ".join(job.handle for job in left)
-            )
-        for job in jobs:
-            if job not in left:
-                job.settle(143)
+            names = " ".join(one.handle for one in left)
+            log.warning("Slurm has not ended %s: scancel them", names)
+        for submission in submissions:
+            if submission not in left:
+                submission.job.settle(143)
 
 
-def _slurm(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command of Slurm, without the variables of a job that the driver itself may be."""
-    settings = {"capture_output": True, "text": True, "check": False, "env": process.environment()}
-    return subprocess.run(
-        words, start_new_session=True, **settings
-    )  # Ctrl-C is the driver's business
+def _available(jobs: Iterator[Job | None]) -> list[Submission]:
+    return [Submission(job) for job in available(jobs)]

@@ -1,4 +1,4 @@
-"""What Slurm is given to run: one script for the elements of an array, and one for the tasks of each job."""
+"""Scripts for Slurm: one for the elements of an array, and one for the tasks of each job."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from src.files import write_text
 from src.launch.job import Job
 from src.rundir.lock import ATTEMPT
 
-SCRIPT = """#!/bin/bash
-# One element per job. A job that was asked to stop (before its time limit, or by scancel --signal=USR1) goes back into
-# the queue, unless it was cancelled, or has stopped three times in a row without a new checkpoint.
+ARRAY = """#!/bin/bash
+# One element per job. A job that was stopped (before its time limit, or by scancel --signal=USR1)
+# goes back into the queue, unless it was cancelled, or has stopped three times in a row without a
+# new checkpoint.
 jobs=({numbers})
 runs=({runs})
 job={folder}/${{jobs[$SLURM_ARRAY_TASK_ID]}}
@@ -23,6 +24,7 @@ runs_on() {{ # whether nobody has cancelled it; Slurm may take some time to answ
     for _ in 1 2 3; do state=$(squeue -h -j "$me" -o %T 2>/dev/null) && break; sleep 5; done
     [ "$state" = RUNNING ]
 }}
+may_try_again() {{ [ "$(cat "$job.idle" 2>/dev/null | wc -l)" -lt 3 ]; }}
 cd {cwd} || exit
 rm -f "$job.exit" "$job.error"
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
@@ -37,14 +39,16 @@ else
 fi
 if [ -e "$job.error" ]; then
     code=$(cat "$job.error")
-elif [ $code = 143 ] && [ "$(cat "$job.idle" 2>/dev/null | wc -l)" -lt 3 ] && runs_on && scontrol requeue "$me"; then
+elif [ $code = 143 ] && may_try_again && runs_on && scontrol requeue "$me"; then
     sleep infinity  # until Slurm ends this script
 fi
 echo "$code" > "$job.exit.new" && mv "$job.exit.new" "$job.exit"
 """
-COMMAND = """# One task of the job. The first to fail says how: Slurm stops the others, and their codes hide its own.
-trap : USR1 TERM # Slurm signals all processes of a step; the command knows what to do
-export {attempt}={run}" "$(({starts}000 + ${{SLURM_RESTART_COUNT:-0}})) # the lock of an earlier one is no obstacle
+TASK = """# One task of the job. The first to fail writes its code: Slurm stops the others, and
+# their codes would hide it.
+trap : USR1 TERM # Slurm signals all processes of a step; the command handles it
+# a later attempt may take over the lock of an earlier one
+export {attempt}={run}" "$(({starts}000 + ${{SLURM_RESTART_COUNT:-0}}))
 {command}
 code=$?
 [ $code = 138 ] && code=143 # USR1 came before the command listened
@@ -54,23 +58,31 @@ exit $code
 
 
 def write_array(jobs: Sequence[Job], setup: Sequence[str]) -> Path:
-    """Write the scripts of jobs that need the same nodes and tasks; returns the array's. setup: lines of shell."""
-    folder, numbers = jobs[0].file("sh").parent, [job.number for job in jobs]
+    """Write the scripts of jobs that need the same nodes and tasks; returns the array's.
+
+    setup: lines of shell before the job.
+    """
+    folder = jobs[0].file("sh").parent
     for job in jobs:
-        words = {
-            "command": shlex.join(job.words),
-            "error": shlex.quote(str(job.file("error"))),
-            "attempt": ATTEMPT,
-        }
-        words |= {"run": shlex.quote(str(job.run_dir)), "starts": job.starts + 1}
-        write_text(job.file("sh"), COMMAND.format(**words))
+        task = TASK.format(
+            command=shlex.join(job.command),
+            error=shlex.quote(str(job.file("error"))),
+            attempt=ATTEMPT,
+            run=shlex.quote(str(job.run_dir)),
+            starts=job.starts + 1,
+        )
+        write_text(job.file("sh"), task)
         for left in ("exit", "idle"):
             job.file(left).unlink(missing_ok=True)
-    lists = {
-        "numbers": " ".join(map(str, numbers)),
-        "runs": shlex.join(str(job.run_dir) for job in jobs),
-    }
-    places = {"folder": shlex.quote(str(folder)), "cwd": shlex.quote(os.getcwd())}
-    script = folder / f"array-{numbers[0]}-{jobs[0].nodes}x{jobs[0].devices}.sh"
-    write_text(script, SCRIPT.format(setup="\n".join(setup), **lists, **places))
-    return script
+    numbers = [str(job.number) for job in jobs]
+    runs = [str(job.run_dir) for job in jobs]
+    array = ARRAY.format(
+        numbers=" ".join(numbers),
+        runs=shlex.join(runs),
+        folder=shlex.quote(str(folder)),
+        cwd=shlex.quote(os.getcwd()),
+        setup="\n".join(setup),
+    )
+    path = folder / f"array-{numbers[0]}-{jobs[0].nodes}x{jobs[0].devices}.sh"
+    write_text(path, array)
+    return path

@@ -13,7 +13,10 @@ from src.files import atomic_path
 
 
 class AtomicCSVLogger(CSVLogger):
-    """metrics.csv; a new column replaces the file at once, where Lightning empties it first and writes it again."""
+    """metrics.csv; a new column replaces the file at once.
+
+    Lightning would empty it first and write it again.
+    """
 
     def __init__(self, save_dir: str, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(save_dir, **settings)

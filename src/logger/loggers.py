@@ -17,9 +17,12 @@ from src.rundir.history import read_history
 
 
 def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logger]:
-    """The loggers of ``cfg.logger`` for a run that begins at ``step``, told the resolved ``config``.
+    """The loggers of ``cfg.logger``; earlier history is kept, and W&B is sent the rows it lacks.
 
-    Earlier history is kept, and W&B told what it may have missed of it.
+    Arguments:
+        cfg: of the run.
+        config: the same resolved, which is logged.
+        step: at which the run begins.
     """
     history = {}
     if rank_zero_only.rank == 0:
@@ -35,14 +38,12 @@ def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logge
 
 
 def log_outcome(loggers: list[Logger], run_dir: Path) -> None:
-    """Tell W&B where the run and its checkpoint lie."""
+    """Write to W&B's summary where the run and its checkpoint lie."""
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    places = {"run_dir": str(run_dir), "checkpoint": str(checkpoint)}
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            places = {
-                "run_dir": str(run_dir),
-                "checkpoint": str(run_dir / "checkpoints" / "last.ckpt"),
-            }
-            logger.tell(lambda run, places=places: run.summary.update(places))
+            logger.attempt(lambda run: run.summary.update(places))
 
 
 def log_picture(logger: Logger, key: str, picture: np.ndarray, step: int) -> None:

@@ -1,4 +1,10 @@
-"""What W&B keeps of a run on the disk: a log of protobuf records in LevelDB's framing (32 KiB blocks)."""
+"""Reads W&B's file of a run: a log of protobuf records in LevelDB's framing (32 KiB blocks).
+
+It buys: a run that logs offline, is killed and resumed has each step in W&B once. Only this file
+knows which rows survived; metrics.csv is flushed at other moments. It costs: the format is private
+to W&B and may change with it (then tests/test_loggers.py fails, and a run that resumes stops
+logging to W&B with a warning).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,20 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-BLOCK, HEADER, FULL, FIRST, LAST = 32768, 7, 1, 2, 4
+BLOCK = 32768  # bytes
+HEADER = 7  # bytes: checksum, length, kind
+FULL, FIRST, LAST = 1, 2, 4  # kinds of parts
 
 
 def last_row(save_dir: Path, run_id: str) -> int:
-    """Number of the last history row in the files of a run below ``save_dir``/wandb; -1 where there is none."""
+    """Number of the last history row in the files of a run below ``save_dir``/wandb; -1: none."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     last = -1
     for path in Path(save_dir, "wandb").glob("*run-*/*.wandb"):
-        for message in messages(path.read_bytes()) if path.name == f"run-{run_id}.wandb" else ():
+        if path.name != f"run-{run_id}.wandb":
+            continue
+        for message in messages(path.read_bytes()):
             record = Record.FromString(message)
             if record.HasField("history"):
                 last = max(last, record.history.step.num)
@@ -24,7 +34,8 @@ def last_row(save_dir: Path, run_id: str) -> int:
 
 def messages(data: bytes) -> Iterator[bytes]:
     """The records of a file, up to the one that a killed process has not finished."""
-    position, message = HEADER, b""
+    position = HEADER
+    message = b""
     while position + HEADER <= len(data):
         if BLOCK - position % BLOCK < HEADER:  # no header begins in the last bytes of a block
             position += BLOCK - position % BLOCK

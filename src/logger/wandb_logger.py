@@ -1,4 +1,4 @@
-"""The W&B run of a run: its rows are optimiser steps, a resumed run goes on in it, and it never stops the training."""
+"""The W&B run of a run: a row per optimiser step, resumed with the run, never stopping it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ X_AXIS = "trainer/global_step"
 
 
 def wandb_logger(save_dir: str, project: str, **settings: Any) -> WandbRun:  # noqa: ANN401
-    """W&B without prompts: online when logged in or when WANDB_MODE says so, else offline; also when unreachable.
+    """W&B without prompts: online when logged in or by WANDB_MODE, else or if unreachable offline.
 
-    save_dir: where runs are kept (``<save_dir>/wandb``), and the id of this one (``wandb.json``), under which the next
-    call goes on. settings: passed on to ``wandb.init`` (entity, name, group, tags, id, ...).
+    Arguments:
+        save_dir: where runs are kept (``<save_dir>/wandb``), and the id of this one
+            (``wandb.json``), under which the next call goes on.
+        project: of W&B.
+        settings: passed on to ``wandb.init`` (entity, name, group, tags, id, ...).
     """
     if rank_zero_only.rank != 0:
         return WandbRun(project=project, save_dir=save_dir)
@@ -47,10 +50,11 @@ def wandb_logger(save_dir: str, project: str, **settings: Any) -> WandbRun:  # n
 
 
 class WandbRun(WandbLogger):
-    """Logs to a W&B run that has begun. Row ``n`` (W&B's ``_step``) holds all numbers of optimiser step ``n``.
+    """Logs to a W&B run that has begun. Row ``n`` (W&B's ``_step``) holds optimiser step ``n``.
 
-    A row is sent as a whole, when the next begins or all has ended well: what a stopped run leaves half is told again,
-    from metrics.csv, when it is resumed. So no step is in W&B twice, and none is missing.
+    A row is sent as a whole, when the next begins or all has ended well: what a stopped run leaves
+    incomplete is sent again, from metrics.csv, when it is resumed. So no step is in W&B twice, and
+    none is missing.
     """
 
     _first = 0  # row that W&B takes next
@@ -59,8 +63,8 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        """Tell W&B the configuration."""
-        self.tell(lambda run: run.config.update(params, allow_val_change=True))
+        """Write the configuration to W&B."""
+        self.attempt(lambda run: run.config.update(params, allow_val_change=True))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -78,8 +82,10 @@ class WandbRun(WandbLogger):
         step: int | None = None,
         **kwargs: Any,  # noqa: ANN401 (W&B's)
     ) -> None:
-        """Put pictures of the state after ``step`` optimiser steps into the row of the last of these."""
-        super().log_image(key, images, step=None if step is None else max(0, step - 1), **kwargs)
+        """Put pictures of the state after ``step`` optimiser steps into the row of the last one."""
+        if step is not None:
+            step = max(0, step - 1)
+        super().log_image(key, images, step=step, **kwargs)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -89,8 +95,8 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def go_on(self, history: History, step: int) -> None:
-        """Resume at ``step``: tell W&B what it lacks of the history up to there (its process may have been killed)."""
-        self.tell(self._find_first)
+        """Resume at ``step``: send W&B the rows that it lacks, if its process was killed."""
+        self.attempt(self._find_first)
         rows: dict[int, dict[str, float]] = defaultdict(dict)
         for name, (steps, values) in history.items():
             for at, value in zip(steps, values, strict=True):
@@ -99,41 +105,50 @@ class WandbRun(WandbLogger):
         for at in sorted(rows):
             self.log_metrics(rows[at], at)
 
-    def tell(self, say: Callable[[Run], Any]) -> None:
-        """Do something with the W&B run; where that fails, say so once and go on without W&B."""
+    def attempt(self, action: Callable[[Run], Any]) -> None:
+        """Do something with the W&B run; where that fails, warn once and go on without W&B."""
         try:
-            say(self.experiment)
+            action(self.experiment)
         except Exception as error:  # whatever is wrong with W&B is no reason not to train
-            log.warning(
-                "W&B has failed (%s): no longer logging to it; %s",
-                first_line(error),
-                _advice(self.experiment),
-            )
+            advice = _advice(self.experiment)
+            why = first_line(error)
+            log.warning("W&B has failed (%s): no longer logging to it; %s", why, advice)
             self._experiment = _no_run()
 
     def _send(self, whole: bool) -> None:
-        row, self._row = self._row, {}
-        if row and self._at >= self._first:
-            self.tell(lambda run: run.log({**row, X_AXIS: self._at}, step=self._at, commit=whole))
+        row = {**self._row, X_AXIS: self._at}
+        is_new = self._row and self._at >= self._first
+        self._row = {}
+        if is_new:
+            self.attempt(lambda run: run.log(row, step=self._at, commit=whole))
 
     def _find_first(self, run: Run) -> None:
-        self._first = 1 + last_row(self.save_dir, run.id) if run.offline else run.starting_step
+        if run.offline:
+            self._first = 1 + last_row(self.save_dir, run.id)
+        else:
+            self._first = run.starting_step
 
 
 def close_wandb() -> None:
-    """Finish the W&B run of this process, if any, so that the next job of a multirun begins its own."""
-    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is not None:
-        try:
-            run.finish(exit_code=1 if sys.exc_info()[0] else 0)
-        except Exception as error:
-            log.warning("W&B has not taken everything (%s): %s", first_line(error), _advice(run))
-            _no_run().finish()
-        _forget()  # only then are its files complete
+    """Finish the W&B run of this process, if any, so that a next run begins its own."""
+    if "wandb" not in sys.modules:
+        return
+    run = sys.modules["wandb"].run
+    if run is None:
+        return
+    try:
+        run.finish(exit_code=1 if sys.exc_info()[0] else 0)
+    except Exception as error:
+        log.warning("W&B has not taken everything (%s): %s", first_line(error), _advice(run))
+        _no_run().finish()
+    _forget()  # only then are its files complete
 
 
 def _run_id(save_dir: Path, asked: str | None) -> str:
-    """The id of the W&B run: as asked, that of the earlier parts, or a new one; kept for the parts that follow."""
+    """The id of the W&B run: the one asked for, that of the earlier parts, or a new one.
+
+    It is kept for the parts that follow.
+    """
     path = save_dir / ID_FILE
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))["id"]
@@ -145,16 +160,14 @@ def _run_id(save_dir: Path, asked: str | None) -> str:
 
 
 def _begin(settings: dict[str, Any]) -> Run:
-    """Start the run, offline where there is no server, and as a mere dummy where W&B does not work at all."""
+    """Start the run: offline where there is no server, a dummy where W&B does not work at all."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault(
-        "WANDB_ERROR_REPORTING", "false"
-    )  # its own telemetry waits 20 s for a dead server at exit
+    # its own telemetry waits 20 s for a dead server at exit
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    waiting = wandb.Settings(
-        init_timeout=TIMEOUT, finish_timeout=TIMEOUT, finish_timeout_raises=True
-    )
+    limits = {"init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}
+    waiting = wandb.Settings(**limits, finish_timeout_raises=True)
     problem = ""
     for mode in dict.fromkeys((_mode(), "offline")):
         try:
@@ -166,9 +179,8 @@ def _begin(settings: dict[str, Any]) -> Run:
             _forget()
             continue
         if problem:
-            log.warning(
-                "W&B cannot be reached or used (%s): logging offline; %s", problem, _advice(run)
-            )
+            what = "W&B cannot be reached or used"
+            log.warning("%s (%s): logging offline; %s", what, problem, _advice(run))
         return run
     log.warning("W&B cannot be used (%s): this run is not logged to it", problem)
     return _no_run()
@@ -194,9 +206,8 @@ def _mode() -> str:
 
 def _advice(run: Run) -> str:
     online = "" if run.offline else "--include-online "
-    return (
-        f"upload what it holds with `wandb sync {online}{shlex.quote(str(Path(run.dir).parent))}`"
-    )
+    folder = shlex.quote(str(Path(run.dir).parent))
+    return f"upload what it holds with `wandb sync {online}{folder}`"
 
 
 def _no_run() -> Run:

@@ -23,26 +23,33 @@ from src.config.words import nearest
 from src.errors import ConfigError, first_line
 
 Space = dict[str, BaseDistribution]
-FORMS = "choice(a, b), range(start, stop, step), interval(low, high), int(interval(low, high)) or tag(log, ...) of one"
+FORMS = (
+    "choice(a, b), range(start, stop, step), interval(low, high), "
+    "int(interval(low, high)) or tag(log, ...) of one"
+)
 
 
 class Grid(GridSampler):
     """Every combination once; intervals have none."""
 
     def after_trial(self, *_: object) -> None:
-        """Optuna would stop its own loop, which is not in use: the number of trials ends the study."""
+        """Do nothing: the number of trials ends the study, Optuna's own loop is not in use."""
 
 
-def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
-    """The space of ``config.sweep.space`` and of sweeping words, and the words that are the same for all jobs.
+def parse(config: DictConfig, overrides: Sequence[str]) -> tuple[Space, list[str]]:
+    """The search space, and the overrides that are the same for all jobs.
 
-    config: the composed configuration of the driver, which every key of the space must be in. A typed word wins over
-    the space of the YAML. Raises ConfigError for a key that does not exist, a form that is none, an empty space.
+    A typed override wins over ``config.sweep.space``. Raises ConfigError for a key that does not
+    exist, an invalid form, an empty space.
+
+    Arguments:
+        config: the composed configuration of the driver, which has every key of the space.
+        overrides: those typed.
     """
     space: Space = {}
     fixed = []
     written = [f"{key}={text}" for key, text in config.sweep.space.items()]
-    for override in _parsed([*written, *words]):
+    for override in _parsed([*written, *overrides]):
         key = override.get_key_element()
         space.pop(key, None)
         if override.is_sweep_override():
@@ -53,42 +60,41 @@ def parse(config: DictConfig, words: Sequence[str]) -> tuple[Space, list[str]]:
         else:
             fixed.append(override.input_line)
     if not space:
-        advice = (
-            "write it in sweep.space, or type it, as in 'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
-        )
+        example = "'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+        advice = f"write it in sweep.space, or type it, as in {example}"
         raise ConfigError(f"sweep.study={config.sweep.study}: the search space is empty; {advice}")
     return space, fixed
 
 
-def _parsed(words: Sequence[str]) -> Iterator[Override]:
-    for word in words:
+def _parsed(overrides: Sequence[str]) -> Iterator[Override]:
+    for text in overrides:
         try:
-            yield OverridesParser.create().parse_override(word)
+            yield OverridesParser.create().parse_override(text)
         except OverrideParseException as error:
-            raise ConfigError(f"{word}: {first_line(error)}; must be {FORMS}") from error
+            raise ConfigError(f"{text}: {first_line(error)}; must be {FORMS}") from error
 
 
 def _check_key(config: DictConfig, override: Override) -> None:
-    """Jobs would fail one by one."""
+    """Raise ConfigError for what would make the jobs fail one by one."""
     groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra/")]
     known = [*groups, *names(OmegaConf.to_container(config, resolve=False))]
     key = override.key_or_group
     if not override.is_add() and key not in known:
         advice = nearest(key, known) or "; --cfg job shows them all"
-        raise ConfigError(
-            f"{override.input_line}: the search space names a setting that does not exist{advice}"
-        )
+        why = "the search space names a setting that does not exist"
+        raise ConfigError(f"{override.input_line}: {why}{advice}")
     options = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
-    for word in override.sweep_string_iterator() if options and override.is_choice_sweep() else ():
-        if word not in (*options, "null"):
-            there = f"{nearest(word, options)}; there are {', '.join(options)}"
-            raise ConfigError(
-                f"{override.input_line}: the search space names {key}={word}, which is no option{there}"
-            )
+    if not options or not override.is_choice_sweep():
+        return
+    for option in override.sweep_string_iterator():
+        if option not in (*options, "null"):
+            there = f"{nearest(option, options)}; there are {', '.join(options)}"
+            why = f"the search space names {key}={option}, which is no option{there}"
+            raise ConfigError(f"{override.input_line}: {why}")
 
 
 def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings and nodes below ``node``, without those of Hydra and of the sweep itself."""
+    """Dotted names of all settings and nodes below ``node``, but for Hydra's and the sweep's."""
     for key, value in node.items():
         if prefix or key not in ("hydra", "sweep"):
             yield f"{prefix}{key}"
@@ -97,20 +103,22 @@ def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
 
 
 def _distribution(override: Override) -> BaseDistribution:
-    """``range`` ends before its stop, as everywhere in Hydra; what is not numbers in order is a choice of words."""
+    """The distribution of one override; what is not numbers in order is a choice.
+
+    ``range`` ends before its stop, as everywhere in Hydra.
+    """
     sweep = override.value()
+    log = "log" in getattr(sweep, "tags", ())
     try:
         if override.is_interval_sweep():
             kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-            return kind(sweep.start, sweep.end, log="log" in sweep.tags)
-        words = list(override.sweep_string_iterator())
+            return kind(sweep.start, sweep.end, log=log)
+        values = list(override.sweep_string_iterator())
         if not override.is_range_sweep() or sweep.shuffle or sweep.step <= 0:
-            return CategoricalDistribution(words)
+            return CategoricalDistribution(values)
         if isinstance(sweep.start, int) and isinstance(sweep.step, int):
-            return IntDistribution(
-                int(words[0]), int(words[-1]), step=sweep.step, log="log" in sweep.tags
-            )
-        return FloatDistribution(sweep.start, float(words[-1]), step=sweep.step)
+            return IntDistribution(int(values[0]), int(values[-1]), step=sweep.step, log=log)
+        return FloatDistribution(sweep.start, float(values[-1]), step=sweep.step)
     except (ValueError, IndexError) as error:
         raise ConfigError(f"{override.input_line}: {first_line(error)}; must be {FORMS}") from error
 
@@ -124,9 +132,8 @@ def _values(key: str, distribution: BaseDistribution) -> list[CategoricalChoiceT
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     if distribution.step is None or distribution.log:
-        raise ConfigError(
-            f"{key}=interval(...): a grid needs values; use choice(...) or range(...)"
-        )
+        advice = "use choice(...) or range(...)"
+        raise ConfigError(f"{key}=interval(...): a grid needs values; {advice}")
     count = round((distribution.high - distribution.low) / distribution.step) + 1
     return [distribution.low + i * distribution.step for i in range(count)]
 

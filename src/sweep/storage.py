@@ -1,4 +1,4 @@
-"""Where a study is kept: Optuna's journal beside the jobs, or any database that it knows."""
+"""Where a study is kept: Optuna's journal beside the jobs, or any database that it supports."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TAIL = 2**20  # bytes in which the last whole line of a journal is looked for
 
 
 class JournalLock:
-    """Whoever is about to write finds whole lines: half a one, left by a crash, is cut off."""
+    """Optuna's lock for writing, which cuts off the half line that a crash has left."""
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
         self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
-        """Wait, and mend; with another line behind half a one nobody could read on."""
+        """Wait, and repair: a line appended to half a one would make the journal unreadable."""
         self._lock.acquire()
         with open(self.journal, "ab+") as file:
             end = file.seek(0, 2)
@@ -35,14 +35,14 @@ class JournalLock:
         return True
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Let the next process have it."""
         self._lock.release()
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """The database at ``url``, or the journal of the sweep directory ``folder`` (null).
 
-    Raises ConfigError for an address that is none or holds a password, StorageError where the journal
+    Raises ConfigError for an invalid address or one with a password, StorageError where the journal
     cannot be used.
     """
     if url is not None and re.search(r"://[^/@]*:[^/]*@", url):

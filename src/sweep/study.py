@@ -1,4 +1,4 @@
-"""The trials of a study as its drivers see them: each is run by one driver at a time, and none is lost with one."""
+"""The trials of a study, shared by its drivers: each is run by one, and none is lost with one."""
 
 from __future__ import annotations
 
@@ -27,18 +27,25 @@ from src.sweep.storage import open_storage
 log = logging.getLogger(__name__)
 
 DRIVERS = ".drivers"
-PLACE = ".study"  # in the sweep directory: a word that the study knows as well
+PLACE = ".study"  # in the sweep directory: a token that is stored in the study as well
 OWNER = "driver"  # the attribute of a trial that names the directory which its driver locks
 
 
 class Trials:
     """Hands out the trials of one study and takes their results; several drivers may do so at once.
 
-    name, storage: of the study, see ``open_storage``; objectives: name -> ``minimize`` or ``maximize``; settings: what
-    all jobs are given; folder: the sweep directory, shared by all drivers. A trial belongs to the driver that asked for
-    it for as long as that process lives; then it goes back to the queue, with its number and its parameters, so its job
-    goes on where it was. Raises ConfigError where the study exists with another space, other objectives, settings or
-    another directory.
+    A trial belongs to the driver that took it for as long as that process lives; then it goes back
+    to the queue, with its number and its parameters, so its job goes on where it was. Raises
+    ConfigError where the study exists with another space, other objectives, settings or another
+    directory.
+
+    Arguments:
+        name: of the study.
+        storage: see ``open_storage``.
+        objectives: name -> ``minimize`` or ``maximize``.
+        space: what is searched.
+        settings: the overrides that all jobs get.
+        folder: the sweep directory, shared by all drivers.
     """
 
     def __init__(
@@ -50,10 +57,12 @@ class Trials:
         settings: Mapping[str, str],
         folder: Path,
     ) -> None:
-        self.space, self.folder = space, folder
+        self.space = space
+        self.folder = folder
         self.driver = folder / DRIVERS / f"{socket.gethostname()}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._alone = FileLock(folder / f"{DRIVERS}.lock")  # one driver at a time judges and asks
+        # one driver at a time looks at the trials and takes some
+        self._alone = FileLock(folder / f"{DRIVERS}.lock")
         with self._alone:
             self.study = optuna.create_study(
                 study_name=name,
@@ -78,9 +87,12 @@ class Trials:
             yield
 
     def take(self, most: int, total: int, sampler: Callable[[int], BaseSampler]) -> list[Trial]:
-        """Up to ``most`` trials to run now: queued ones, then new ones until the study has ``total``.
+        """Trials to run now: queued ones, then new ones.
 
-        sampler: makes one from the number of trials that there are.
+        Arguments:
+            most: how many at most.
+            total: how many the study gets in all.
+            sampler: makes one from the number of trials that there are.
         """
         with self._alone:
             for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -90,10 +102,12 @@ class Trials:
             known = self.study.get_trials(deepcopy=False)
             waiting = sum(trial.state == TrialState.WAITING for trial in known)
             self.study.sampler = sampler(len(known))
+            new = max(0, total - len(known))
             taken = []
-            for _ in range(min(most, waiting + max(0, total - len(known)))):
-                taken.append(self.study.ask(self.space))
-                taken[-1].set_user_attr(OWNER, str(self.driver))
+            for _ in range(min(most, waiting + new)):
+                trial = self.study.ask(self.space)
+                trial.set_user_attr(OWNER, str(self.driver))
+                taken.append(trial)
             return sorted(taken, key=lambda trial: trial.number)
 
     def finish(
@@ -111,7 +125,10 @@ class Trials:
         return OWNER in trial.user_attrs and lock.held(Path(trial.user_attrs[OWNER]))
 
     def _check_place(self) -> None:
-        """Raise ConfigError where the study is kept by drivers in another directory: they could not see each other."""
+        """Raise ConfigError where other drivers of the study use another sweep directory.
+
+        They could not see each other's locks.
+        """
         mark = self.folder / PLACE
         there = self.study.user_attrs.get("place")
         if there is None:
@@ -120,29 +137,28 @@ class Trials:
             self.study.set_user_attr("place", there)
         elif not mark.exists() or mark.read_text() != there:
             why = f"is kept with another sweep directory than hydra.sweep.dir={self.folder}"
-            raise ConfigError(
-                f"sweep.study={self.study.study_name}: {why}; all drivers must share one"
-            )
+            name = self.study.study_name
+            raise ConfigError(f"sweep.study={name}: {why}; all drivers must share one")
 
     def _check_same(self, objectives: Mapping[str, str], settings: Mapping[str, str]) -> None:
-        """Record what the study is about, or hold it against what was recorded."""
-        mine = {key: json.loads(distribution_to_json(of)) for key, of in self.space.items()}
-        mine = {"space": mine, "objectives": dict(objectives), "settings": dict(settings)}
+        """Record space, objectives and settings, or compare them with the recorded ones."""
+        space = {key: json.loads(distribution_to_json(of)) for key, of in self.space.items()}
+        mine = {"space": space, "objectives": dict(objectives), "settings": dict(settings)}
         theirs = self.study.user_attrs.get("about")
         if theirs is None:
             self.study.set_user_attr("about", mine)
             return
-        theirs = mine | theirs
-        changes = [
-            f"{key}: {_shown(theirs[part].get(key))} there, {_shown(mine[part].get(key))} here"
-            for part in mine
-            for key in sorted(theirs[part].keys() | mine[part].keys())
-            if theirs[part].get(key) != mine[part].get(key)
-        ]
+        changes = []
+        for part, here in mine.items():
+            changes += _changes(theirs.get(part, here), here)
         if changes:
-            what = f"the study exists with another search space, objective or setting ({'; '.join(changes)})"
-            advice = "give this one a name of its own, sweep.study=NAME, or go on with the settings of the study"
-            raise ConfigError(f"sweep.study={self.study.study_name}: {what}; {advice}")
+            what = "the study exists with another search space, objective or setting"
+            advice = (
+                "give this one a name of its own, sweep.study=NAME, "
+                "or go on with the settings of the study"
+            )
+            where = f"sweep.study={self.study.study_name}"
+            raise ConfigError(f"{where}: {what} ({'; '.join(changes)}); {advice}")
 
     def best(self) -> list[FrozenTrial]:
         """The best trial, or the Pareto front; [] where none is complete."""
@@ -158,10 +174,22 @@ class Trials:
         return [direction == StudyDirection.MINIMIZE for direction in self.study.directions]
 
 
+def _changes(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """What differs, one key an entry."""
+    changes = []
+    for key in sorted(there.keys() | here.keys()):
+        old = there.get(key)
+        new = here.get(key)
+        if old != new:
+            changes.append(f"{key}: {_shown(old)} there, {_shown(new)} here")
+    return changes
+
+
 def _shown(value: object) -> str:
     """A distribution as one would write it, a direction as it is."""
+    if value is None:
+        return "nothing"
     if not isinstance(value, dict):
-        return "nothing" if value is None else str(value)
-    return ", ".join(
-        f"{key}={of}" for key, of in value["attributes"].items() if of not in (None, False)
-    )
+        return str(value)
+    attributes = value["attributes"].items()
+    return ", ".join(f"{key}={of}" for key, of in attributes if of not in (None, False))
