@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from src.dataset.base import ImageData
 from src.errors import require
-from src.evaluation.generation import Judge
+from src.evaluation.generation import GenerationEvaluator
 from src.features.base import Features, HasAccuracy
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
@@ -46,7 +46,7 @@ class Generation(pl.Callback):
             ("batch_size", batch_size, 1),
         ):
             require(value is None or value >= least, name, value, f"must be >= {least}")
-        self.judge = Judge(features, metric, cache_dir)
+        self.judge = GenerationEvaluator(features, metric, cache_dir)
         self.num_samples, self.test_samples, self.seed = num_samples, test_samples, seed
         self.every, self.batch_size = every, batch_size
         self._active, self._validations, self._told = metric.active, 0, set()
