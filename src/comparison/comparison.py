@@ -118,7 +118,8 @@ def compare(
         fitting = _matching([*names, *costs], glob.escape(sort), "--sort")
         order = _order(settings, fitting[0])
         settings = [settings[i] for i in order]
-        choices = {name: [values[i] for i in order] for name, values in choices.items()}
+        for name, values in choices.items():
+            choices[name] = [values[i] for i in order]
     return Comparison(settings, choices, metrics, costs)
 
 

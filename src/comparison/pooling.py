@@ -86,14 +86,15 @@ def by_setting(runs: Sequence[Run]) -> list[list[Run]]:
 def pooled(runs: Sequence[Run]) -> dict[str, Number]:
     """All numbers that any of the runs has."""
     names = dict.fromkeys(name for run in runs for name in run.numbers)
-    return {name: _mean(name, [run for run in runs if name in run.numbers]) for name in names}
+    return {name: _mean(name, runs) for name in names}
 
 
 def _mean(name: str, runs: Sequence[Run]) -> Number:
     """Mean and standard deviation over seeds; a single run keeps its own error."""
-    found = [run for run in runs if run.numbers[name].value is not None]
+    having = [run for run in runs if name in run.numbers]
+    found = [run for run in having if run.numbers[name].value is not None]
     if len(found) < 2:
-        return (found or runs)[0].numbers[name]
+        return (found or having)[0].numbers[name]
     unequal = _unequal_conditions(name, found)
     if unequal:
         return Number(None, reason=f"no mean: {', '.join(unequal)} differs between the seeds")
@@ -107,7 +108,11 @@ def _mean(name: str, runs: Sequence[Run]) -> Number:
 def _unequal_conditions(name: str, runs: Sequence[Run]) -> list[str]:
     """Conditions of the first run's number that another run does not share."""
     first, *others = [_conditions(run, name, run.numbers[name]) for run in runs]
-    return [key for key in first if any(other.get(key) != first[key] for other in others)]
+    found = []
+    for key, value in first.items():
+        if any(other.get(key) != value for other in others):
+            found.append(key)
+    return found
 
 
 def _conditions(run: Run, name: str, number: Number) -> dict[str, str]:

@@ -98,7 +98,8 @@ def read_run(path: Path) -> Run:
     home = path
     if not (path / "config.yaml").exists():
         home = run_of(Path(context.get("checkpoint", path)))
-    config, final = _read(home / "config.yaml"), _read(home / "metrics.json")
+    config = _read(home / "config.yaml")
+    final = _read(home / "metrics.json")
     if not isinstance(config.get("model"), dict):
         raise DataError(f"{home / 'config.yaml'}: not the configuration of a run (no model in it)")
     return Run(

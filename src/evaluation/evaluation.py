@@ -59,7 +59,9 @@ class Evaluation:
     ) -> None:
         check_evaluation(cfg)
         pl.seed_everything(cfg.seed, verbose=False)
-        self.cfg, self.checkpoint, self.path = cfg, checkpoint, path
+        self.cfg = cfg
+        self.checkpoint = checkpoint
+        self.path = path
         self.run = config_of_run(cfg, checkpoint)
         # bits and noise of an evaluation do not depend on the seed of the training
         self.run.seed = cfg.seed
@@ -113,7 +115,8 @@ class Evaluation:
             card.notes.append(f"generation metrics skipped: {reason}")
         if self.generation is None:
             return
-        train, test = self.data.splits["train"], self.data.splits["test"]
+        train = self.data.splits["train"]
+        test = self.data.splits["test"]
         features = self.generation.features.to(device)
         autocast = self.trainer.precision_plugin.forward_context
         batch_size = self.cfg.batch_size

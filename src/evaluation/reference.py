@@ -81,7 +81,8 @@ def _load(path: Path) -> Reference | None:
         reference = Reference(stored["features"])
         if "root" in stored:  # as if they had been computed here
             moments = Moments(stored["mean"], stored["cov"], len(reference.features))
-            vars(moments)["root"], vars(reference)["moments"] = stored["root"], moments
+            vars(moments)["root"] = stored["root"]
+            vars(reference)["moments"] = moments
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -46,7 +46,8 @@ class Scoring:
         enough = num_images is None or num_images >= 2
         require(enough, "num_images", num_images, "must be >= 2, or null for all")
         require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
-        self.num_images, self.batch_size = num_images, batch_size
+        self.num_images = num_images
+        self.batch_size = batch_size
         self.effort = Effort(importance_samples, chunk, timesteps, flow_steps)
 
     @torch.no_grad()
@@ -62,7 +63,8 @@ class Scoring:
 
         def of_block(block: range) -> Scores:
             batch = data.batch("test", [i * size // num for i in block])
-            x, noise = batch.x.to(device), generators(batch.seeds)
+            x = batch.x.to(device)
+            noise = generators(batch.seeds)
             if not isinstance(model, CanEstimate):
                 return Scores({"log_likelihood": model.log_likelihood(x, noise).cpu()})
             return _to_cpu(model.score(x, self.effort, noise))
@@ -176,4 +178,7 @@ def _joined(blocks: list[Scores]) -> Scores:
 
 
 def _concatenated(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    found = {}
+    for name in blocks[0]:
+        found[name] = torch.cat([block[name] for block in blocks])
+    return found

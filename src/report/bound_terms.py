@@ -19,7 +19,8 @@ def bound_terms(scores: Scores, image_shape: Sequence[int]) -> np.ndarray:
 
     Returns an RGB picture (H, W, 3) uint8.
     """
-    times, unit = scores.times.flatten(), math.prod(image_shape) * math.log(2)
+    times = scores.times.flatten()
+    unit = math.prod(image_shape) * math.log(2)
     last = int(times.max())
     edges = torch.linspace(1.5, last + 0.5, min(BINS, last - 1) + 1)
     centres = (edges[1:] + edges[:-1]) / 2

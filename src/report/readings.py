@@ -62,7 +62,8 @@ def reading(
     fitting = [prefix for prefix in READINGS if rest == prefix or rest.startswith(f"{prefix}_")]
     phrase = READINGS[max(fitting, key=len)] if fitting else ""
     context = context or {}
-    scale, estimate = context.get("scale", ""), context.get("estimate", "")
+    scale = context.get("scale", "")
+    estimate = context.get("estimate", "")
     if estimate and estimate not in rest:
         return f"{phrase}; the lowest bound, {estimate}"
     return f"{phrase}; {scale}" if scale else phrase

@@ -19,9 +19,11 @@ ENOUGH = 4  # complete trials; importances of fewer are noise
 def draw_study(study: Study, names: list[str], target: Path) -> None:
     """Write one PNG of a study with complete trials. names: of the objectives."""
     kinds = ["history", "importance"] if len(complete(study)) >= ENOUGH else ["history"]
-    rows = [[f"{kind} {index}" for kind in kinds] for index in range(len(names))]
-    if len(names) > 1:
-        rows = [[*row, "front 0"] for row in rows]  # one panel as high as all
+    rows = []
+    for index in range(len(names)):
+        rows.append([f"{kind} {index}" for kind in kinds])
+        if len(names) > 1:
+            rows[-1].append("front 0")  # one panel as high as all
     figure = blank(5.2 * len(rows[0]), 3.8 * len(rows))
     for panel, axes in figure.subplot_mosaic(rows).items():
         kind, index = panel.split()

@@ -62,7 +62,9 @@ class Grid:
 
     def markdown(self) -> list[str]:
         """Lines of one GitHub table."""
-        rows = [[cell.markdown for cell in row] for row in self.rows]
+        rows = []
+        for row in self.rows:
+            rows.append([cell.markdown for cell in row])
         return markdown_table(self.header, rows, right=range(1, len(self.header)))
 
     def blocks(self, width: int) -> list[list[int]]:
