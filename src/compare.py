@@ -23,14 +23,16 @@ Prints a table and writes, to --output:
 """
 EXAMPLES = """\
 examples:
-  python -m src.compare outputs/2026-11-21/10-39-54-vae-digits-07ab outputs/2026-11-21/10-52-10-ddpm-digits-19c2
+  python -m src.compare outputs/2026-11-21/10-39-54-vae-digits-07ab \
+outputs/2026-11-21/10-52-10-ddpm-digits-19c2
   python -m src.compare outputs/2026-11-21/11-20-31-multirun-0071     # all runs of a sweep
-  python -m src.compare 'outputs/2026-11-21/*ddpm*' --metric 'fid*' --metric 'bits*' --sort fid_classifier_360
+  python -m src.compare 'outputs/2026-11-21/*ddpm*' --metric 'fid*' --metric 'bits*' \
+--sort fid_classifier_360
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ConfigError instead of printing its usage, so that all entry points fail in the same way."""
+    """Raises ConfigError instead of printing its usage, as all entry points do."""
 
     def error(self, message: str) -> NoReturn:
         """One line; ``--help`` says the rest."""
@@ -57,7 +59,8 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="show only metrics that fit, e.g. 'fid*' or 'val/*'; may be given again (default: test/*)",
+        help="show only metrics that fit, e.g. 'fid*' or 'val/*'; may be given again "
+        "(default: test/*)",
     )
     made.add_argument(
         "--sort", metavar="METRIC", help="order by this metric or cost, the best first"
@@ -68,19 +71,18 @@ def parser() -> Parser:
     return made
 
 
-def run(words: Sequence[str]) -> None:
-    """Compare the runs that the words name; raises subclasses of ProjectError."""
-    arguments = parser().parse_args(words)
-
-    from rich.console import Console
+def run(arguments: Sequence[str]) -> None:
+    """Compare the runs that the command line names; raises subclasses of ProjectError."""
+    options = parser().parse_args(arguments)
 
     from src.comparison.comparison import compare
-    from src.comparison.runs import find_runs
-    from src.comparison.table import WIDTH, show, write
+    from src.comparison.find import find_runs
+    from src.comparison.output import show, write
+    from src.report.table import terminal
 
-    comparison = compare(find_runs(arguments.runs), arguments.metric, arguments.sort)
-    files = write(comparison, arguments.output)
-    show(comparison, Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False))
+    comparison = compare(find_runs(options.runs), options.metric, options.sort)
+    files = write(comparison, options.output)
+    show(comparison, terminal())
     print(f"written to {' and '.join(map(str, files))}")
 
 

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float | None]:
-    """The metric card of the model at ``ckpt_path``: samples, likelihood, latents and losses, with their context.
+    """The metric card of the model at ``ckpt_path``: samples, likelihood, latents and losses.
 
-    Uses the averaged weights where the run has them. Writes ``evaluation.json`` and ``evaluation.md`` (``output``,
-    default: the run directory, or beside the file; earlier ones are set aside), tells the loggers and returns the
-    numbers; names say what they are, as in ``test/fid_classifier_360``. What the model cannot do is left out with one
-    line.
+    Uses the averaged weights where the run has them. Writes ``evaluation.json`` and
+    ``evaluation.md`` into ``output`` (default: the run directory, or beside the file; earlier ones
+    are set aside), passes the card to the loggers and returns the numbers, whose names are like
+    ``test/fid_classifier_360``. What the model cannot do is left out with one line.
     """
     from pathlib import Path
 
     from src.evaluation.evaluation import Evaluation
-    from src.evaluation.loggers import log_card
+    from src.evaluation.log_card import log_card
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint
     from src.rundir.store import run_of
 

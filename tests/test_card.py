@@ -10,7 +10,7 @@ from PIL import Image
 from support import CONF
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.evaluation.loggers import log_card
+from src.evaluation.log_card import log_card
 from src.files import write_json
 from src.metric.base import Measurement
 from src.report.card import Card

@@ -18,9 +18,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from src.comparison.comparison import compare, direction
-from src.comparison.runs import Number, find_runs, read_run
-from src.comparison.table import Cell, Grid, formatted, show
+from src.comparison.find import find_runs
+from src.comparison.output import show
+from src.comparison.runs import Number, read_run
+from src.comparison.table import formatted
 from src.errors import DataError
+from src.report.table import Cell, Grid
 
 FID = "test/fid_classifier_360"
 DDIM = {"_target_": "src.sampler.ddim.ddim", "_partial_": True, "num_steps": 50}
@@ -463,7 +466,7 @@ def test_runs_without_numbers(cli, run, tmp_path):
 
 def test_nothing_heavy_is_read():
     heavy = "{'torch', 'hydra', 'omegaconf', 'matplotlib'}"
-    code = f"import sys, src.compare, src.comparison.table; print({heavy} & set(sys.modules))"
+    code = f"import sys, src.compare, src.comparison.output; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

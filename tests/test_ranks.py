@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from src.dataset.base import ImageData
 from src.errors import ConfigError, DataError, StorageError
-from src.evaluation.generation import Judge
+from src.evaluation.generation import GenerationEvaluator
 from src.features.pixels import Pixels
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
@@ -99,7 +99,7 @@ class Failing:
 
 def test_samples_that_one_rank_cannot_draw_end_the_evaluation_of_all(on_ranks):
     model, train = Failing(), ImageData(torch.randint(0, 256, (30, 1, 2, 2), dtype=torch.uint8))
-    judge = Judge(Pixels((1, 2, 2)), GenerationMetrics({"fid": Fid()}))
+    judge = GenerationEvaluator(Pixels((1, 2, 2)), GenerationMetrics({"fid": Fid()}))
 
     def work(rank):
         return judge.measure(model, train, 12, Sampler(seed=0, batch_size=4))["fid"].value

@@ -57,6 +57,20 @@ def test_the_row_on_which_families_compare_is_the_tightest_bound():
     assert (none["bits_per_dim"].value, none["bits_per_dim"].error) == (None, None)
 
 
+def test_errors_are_standard_errors_of_the_mean_over_images():
+    n = 20
+    one_to_n = torch.arange(1.0, n + 1)
+    scores = Scores({"elbo": -UNIT * one_to_n}, {"rate": one_to_n})
+    found = Scoring().measurements(scores, Fixed(), data_of())
+    for name in ("bits_per_dim", "bits_per_dim_elbo", "rate"):
+        assert found[name].value == pytest.approx((n + 1) / 2)
+        # the sample variance of 1 ... n is n (n + 1) / 12
+        assert found[name].error == pytest.approx(math.sqrt((n + 1) / 12))
+        assert found[name].error_kind == "standard error over images"
+    single = Scoring().measurements(Scores({"elbo": -one_to_n[:1]}), Fixed(), data_of())
+    assert single["bits_per_dim"].error is None
+
+
 def test_the_row_of_binarised_images_says_how_they_were():
     model, found = make_vae("bernoulli"), {}
     for how in ("static", "dynamic"):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from src.config.settings import check_settings
 from src.errors import ConfigError, ProjectError
-from src.evaluation.generation import Judge
+from src.evaluation.generation import GenerationEvaluator
 from src.model.diffusion import Diffusion
 from src.network.mlp import MLP
 from src.prediction import Epsilon, Sample, Velocity
@@ -188,7 +188,7 @@ def check(words, name, value):
 def no_features():
     """Features are trained or downloaded by a step of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Judge, "prepare", lambda *args, **kwargs: None)
+        patch.setattr(GenerationEvaluator, "prepare", lambda *args, **kwargs: None)
         yield
 
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from src.dataset.base import ImageData
 from src.errors import require
-from src.evaluation.generation import Judge
+from src.evaluation.generation import GenerationEvaluator
 from src.features.base import Features, HasAccuracy
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
@@ -52,7 +52,7 @@ class Generation(pl.Callback):
         require(enough, "test_samples", test_samples, "must be >= 2")
         require(every >= 1, "every", every, "must be >= 1")
         require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
-        self.judge = Judge(features, metric, cache_dir)
+        self.judge = GenerationEvaluator(features, metric, cache_dir)
         self.num_samples = num_samples
         self.test_samples = test_samples
         self.seed = seed

@@ -1,4 +1,4 @@
-"""Where the settings of runs differ, and the shortest names that tell them apart."""
+"""Where the settings of runs differ, and the shortest names that distinguish them."""
 
 from __future__ import annotations
 
@@ -11,53 +11,99 @@ PLAIN = ("ckpt_path", "init_from", "evaluation")  # settings without a dot that 
 
 
 def differing(settings: Sequence[dict[str, str]]) -> dict[str, list[str]]:
-    """Settings in which runs differ, one value each; "" where a run has no such setting.
-
-    What only some have is shown where nothing above it says why: with another model or network come other settings.
-    A setting that has the name and the values of an earlier one is its copy (``network.decoder.latent_dim``).
-    """
-    found: dict[str, list[str]] = {}
-    copies = set()
+    """Settings in which runs differ: name -> a value for each run, "" where it has none."""
+    found = Choices(settings)
     for name in dict.fromkeys(name for values in settings for name in values):
-        values = [values.get(name, "") for values in settings]
-        held = {values[name] for values in settings if name in values}
-        explained = "model" in found or any(name.startswith(f"{above}.") for above in found)
-        key = (name.rpartition(".")[2], tuple(values))
-        copied = key in copies or (name.startswith("evaluation.") and values in found.values())
-        if (len(held) > 1 or ("" in values and not explained)) and not copied:
-            found[name] = values
-            copies.add(key)
-    return dict(sorted(found.items(), key=lambda item: item[0].startswith("evaluation")))
+        unequal = found.differs(name)
+        lacking = found.is_lacking(name) and not found.implied_by_another_choice(name)
+        if (unequal or lacking) and not found.is_copy(name):
+            found.choices[name] = found.values(name)
+    names = sorted(found.choices, key=lambda name: name.startswith("evaluation"))
+    return {name: found.choices[name] for name in names}
+
+
+class Choices:
+    """Settings of runs side by side, and the choices found among them so far."""
+
+    def __init__(self, settings: Sequence[dict[str, str]]) -> None:
+        self.settings = settings
+        self.choices: dict[str, list[str]] = {}
+
+    def values(self, name: str) -> list[str]:
+        """The value of each run, "" where it has none."""
+        return [values.get(name, "") for values in self.settings]
+
+    def differs(self, name: str) -> bool:
+        """Whether the runs that have this setting have it with different values."""
+        return len({values[name] for values in self.settings if name in values}) > 1
+
+    def is_lacking(self, name: str) -> bool:
+        """Whether some runs have no value."""
+        return "" in self.values(name)
+
+    def implied_by_another_choice(self, name: str) -> bool:
+        """With another model, or another option above it, come other settings."""
+        above = tuple(f"{choice}." for choice in self.choices)
+        return "model" in self.choices or name.startswith(above)
+
+    def is_copy(self, name: str) -> bool:
+        """Whether an earlier choice has the same values under the same last name.
+
+        So has ``network.decoder.latent_dim``. How a run was evaluated is a copy of any choice
+        with the same values.
+        """
+        values = self.values(name)
+        alike = [choice for choice, known in self.choices.items() if known == values]
+        if name.startswith("evaluation."):
+            return bool(alike)
+        return _last(name) in map(_last, alike)
 
 
 def short_names(choices: dict[str, list[str]], runs: Sequence[Run]) -> list[str]:
-    """A name per run, as short as can be: the model, then what tells it from those that would be called the same.
+    """A name per run, as short as can be.
 
-    Options of groups come before single values, how a run was evaluated and its directory last.
+    The model, then the choices that distinguish it from runs with the same name so far: options of
+    groups before single values, then how a run was evaluated, then its directory.
     """
     names = [run.settings.get("model", "model") for run in runs]
-    for name in sorted(
-        choices, key=lambda name: (name.startswith("evaluation"), not _is_group(name))
-    ):
-        alike = defaultdict(set)
-        for called, value in zip(names, choices[name], strict=True):
-            alike[called].add(value)
-        names = [
-            f"{called} {_choice(name, value)}".strip() if len(alike[called]) > 1 else called
-            for called, value in zip(names, choices[name], strict=True)
-        ]
-    times, directories = Counter(names), Counter(run.path.name for run in runs)
-    ends = [run.path.name if directories[run.path.name] == 1 else str(run.path) for run in runs]
-    return [
-        called if times[called] == 1 else f"{called} {end}"
-        for called, end in zip(names, ends, strict=True)
-    ]
+    for choice in sorted(choices, key=_rank):
+        names = _extended(names, choice, choices[choice])
+    times = Counter(names)
+    pairs = zip(names, _ends(runs), strict=True)
+    return [name if times[name] == 1 else f"{name} {end}" for name, end in pairs]
 
 
-def _choice(name: str, value: str) -> str:
-    """``cosine`` of a group, ``lr=0.01`` or ``beta=4.0`` of a value, nothing where there is no such setting."""
-    called = name.removesuffix(".value").rpartition(".")[2]
-    return value if _is_group(name) or not value else f"{called}={value}"
+def _extended(names: list[str], choice: str, values: list[str]) -> list[str]:
+    """The names, with the value of a choice where runs of one name differ in it."""
+    held = defaultdict(set)
+    for name, value in zip(names, values, strict=True):
+        held[name].add(value)
+    extended = []
+    for name, value in zip(names, values, strict=True):
+        more = _in_words(choice, value) if len(held[name]) > 1 else ""
+        extended.append(f"{name} {more}".strip())
+    return extended
+
+
+def _ends(runs: Sequence[Run]) -> list[str]:
+    """The name of each run's directory, or the path where several have the same name."""
+    times = Counter(run.path.name for run in runs)
+    return [run.path.name if times[run.path.name] == 1 else str(run.path) for run in runs]
+
+
+def _in_words(choice: str, value: str) -> str:
+    """``cosine`` of a group, ``lr=0.01`` or ``beta=4.0`` of a value, nothing where it has none."""
+    if _is_group(choice) or not value:
+        return value
+    return f"{_last(choice.removesuffix('.value'))}={value}"
+
+
+def _rank(choice: str) -> tuple[bool, bool]:
+    return choice.startswith("evaluation"), not _is_group(choice)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _is_group(name: str) -> bool:

@@ -20,9 +20,9 @@ BATCH = 256
 def posterior_quality(
     model: HasPosterior, data: ImageDataModule, device: torch.device
 ) -> tuple[dict[str, Measurement], str]:
-    """Active units and KL of q(z | x) over the test split, and a warning where the posterior has collapsed, or "".
+    """Active units and KL of q(z | x) over the test split, and a warning or "".
 
-    Raises ValueError where the posterior is not finite.
+    It warns of a collapsed posterior. Raises ValueError where the posterior is not finite.
     """
 
     def of_block(block: range) -> tuple[Tensor, Tensor]:
@@ -31,17 +31,16 @@ def posterior_quality(
 
     parts = share_work(len(data.splits["test"]), BATCH, of_block)
     mean, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
-    measured = {
-        name: number.within(split="test") for name, number in latent_quality(mean, log_var).items()
-    }
-    return measured, collapse_warning(mean, log_var)
+    measured = latent_quality(mean, log_var)
+    found = {name: number.within(split="test") for name, number in measured.items()}
+    return found, collapse_warning(mean, log_var)
 
 
 @torch.no_grad()
 def disentanglement(
     model: CanEncode, data: ImageDataModule, device: torch.device
 ) -> dict[str, Measurement]:
-    """Scores of the codes against the known factors, over the images of all splits as in disentanglement_lib."""
+    """How the codes match the known factors, over all splits as in disentanglement_lib."""
     codes = torch.cat([_codes(model, data, split, device) for split in SPLITS])
     factors = torch.cat([data.splits[split].factors for split in SPLITS])
     measured = Disentanglement()(codes, factors)

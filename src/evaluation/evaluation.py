@@ -8,18 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.build import build
 from src.config.command import typed_overrides
-from src.config.run_config import run_config
-from src.config.settings import check_settings
-from src.config.checks import check_seed
-from src.errors import require
 from src.evaluation.codes import disentanglement, posterior_quality
-from src.evaluation.generation import Judge, named
-from src.features.base import HasAccuracy
+from src.evaluation.generation import GenerationEvaluator, named
+from src.evaluation.settings import check_evaluation, config_of_run
 from src.metric.base import Measurement
 from src.model.base import (
     CanEncode,
@@ -48,40 +44,43 @@ SCALED = ("loss", "elbo", "reconstruction")  # losses on the scale of the model'
 class Evaluation:
     """One evaluation: the settings of ``conf/evaluate.yaml`` applied to a checkpoint.
 
-    path: of the checkpoint file. output: where files go. All objects are built and checked before anything is
-    measured. Raises subclasses of ProjectError.
+    All objects are built and checked before anything is measured. Raises subclasses of
+    ProjectError.
+
+    Arguments:
+        cfg: the settings.
+        checkpoint: its content.
+        path: of the checkpoint file.
+        output: where files go.
     """
 
     def __init__(
         self, cfg: DictConfig, checkpoint: dict[str, Any], path: Path, output: Path
     ) -> None:
-        _check(cfg)
+        check_evaluation(cfg)
         pl.seed_everything(cfg.seed, verbose=False)
-        self.cfg, self.checkpoint, self.path = cfg, checkpoint, path
-        self.run = _run_config(cfg, checkpoint)
-        self.run.seed = (
-            cfg.seed
-        )  # bits and noise of an evaluation do not depend on the run that it is of
+        self.cfg = cfg
+        self.checkpoint = checkpoint
+        self.path = path
+        self.run = config_of_run(cfg, checkpoint)
+        # bits and noise of an evaluation do not depend on the seed of the training
+        self.run.seed = cfg.seed
         self.model: GenerativeModel = restore(self.run.model, checkpoint)
-        metric = build(self.run, "metric")
-        samples = isinstance(self.model, CanSample) and metric.active
-        self.judge = (
-            Judge(build(self.run, "features"), metric, self.run.cache_dir) if samples else None
-        )
+        self.generation = self._generation_evaluator()
         self.scoring = build(cfg, "score")
         self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
         if rank_zero_only.rank == 0:
             check_writable(output, "output")
         self.data: ImageDataModule = data_of(self.run)
         self.shards = shards_of(output, path, self.run.model, cfg)
-        self.num_samples = (
-            max(2, len(self.data.splits["test"])) if cfg.num_samples is None else cfg.num_samples
-        )
-        if self.judge is not None:
-            self.judge.prepare(self.data.splits["train"], self.num_samples)
+        self.num_samples = cfg.num_samples
+        if self.num_samples is None:
+            self.num_samples = max(2, len(self.data.splits["test"]))
+        if self.generation is not None:
+            self.generation.prepare(self.data.splits["train"], self.num_samples)
 
     def card(self) -> Card:
-        """Measure; on every rank, each with its share of the work."""
+        """Measure everything; the ranks share the work, and each of them gets all numbers."""
         card = Card(f"Evaluation of {self.path}", self._context())
         self._losses(card)
         device = self.trainer.strategy.root_device
@@ -95,71 +94,49 @@ class Evaluation:
         """Delete the samples that were kept in case of an interruption: the card is written."""
         self.shards.remove()
 
+    def _generation_evaluator(self) -> GenerationEvaluator | None:
+        """None where nothing is measured of samples."""
+        metric = build(self.run, "metric")
+        if not isinstance(self.model, CanSample) or not metric.active:
+            return None
+        return GenerationEvaluator(build(self.run, "features"), metric, self.run.cache_dir)
+
     def _losses(self, card: Card) -> None:
         for stage in (self.trainer.validate, self.trainer.test):
             stage(GenerativeModule(self.model), self.data, verbose=False)
             for name, value in self.trainer.callback_metrics.items():
                 split, _, loss = name.partition("/")
-                scaled = loss in SCALED and isinstance(self.model, HasLikelihood)
-                scale = (
-                    {"unit": "nats per image", "scale": self.model.likelihood.scale}
-                    if scaled
-                    else {}
-                )
-                card.add(
-                    split, {loss: Measurement(value.item())}, split=split, **scale, **self._basis
-                )
+                context = {"split": split} | self._scale_of(loss) | self._basis
+                card.add(split, {loss: Measurement(value.item())}, **context)
 
     def _generation(self, card: Card, device: torch.device) -> None:
         if not isinstance(self.model, CanSample):
-            card.notes.append(
-                f"generation metrics skipped: {_kind(self.model)} has no prior to sample from"
-            )
-        if self.judge is None:
+            reason = f"{_kind(self.model)} has no prior to sample from"
+            card.notes.append(f"generation metrics skipped: {reason}")
+        if self.generation is None:
             return
-        features, test = self.judge.features.to(device), self.data.splits["test"]
+        train = self.data.splits["train"]
+        test = self.data.splits["test"]
+        features = self.generation.features.to(device)
         autocast = self.trainer.precision_plugin.forward_context
-        sampler = Sampler(
-            self.cfg.seed, self.cfg.batch_size, self.shards, autocast, shown("sampling")
-        )
-        measured = self.judge.measure(
-            self.model, self.data.splits["train"], self.num_samples, sampler, test
-        )
+        batch_size = self.cfg.batch_size
+        sampler = Sampler(self.cfg.seed, batch_size, self.shards, autocast, shown("sampling"))
+        measured = self.generation.measure(self.model, train, self.num_samples, sampler, test)
         for name in measured:
             if {"n_held_out", "n_unseen"} & measured[name].context.keys():
                 measured[name] = measured[name].within(held_out="test")
-        context = {"split": "train", "features": features.name, "features_key": features.key}
-        context |= {
-            "resize": features.resize,
-            "rounding": "to uint8",
-            "num_repeats": self.judge.metric.num_repeats,
-        }
-        card.add(
-            "test",
-            named(measured, features, self.num_samples),
-            **context,
-            **self._basis,
-            **self._sampler,
-        )
+        context = self.generation.context | self._basis | self._sampler
+        card.add("test", named(measured, features, self.num_samples), **context)
         card.context["sampling_seconds_per_image"] = sampler.seconds_per_image
-        if isinstance(features, HasAccuracy):
-            accuracy = Measurement(
-                features.accuracy(test.images, test.labels), context={"n_real": len(test)}
-            )
-            card.add(
-                "test",
-                {f"accuracy_of_{features.name}": accuracy},
-                split="test",
-                features_key=features.key,
-            )
+        accuracy = self.generation.accuracy(test)
+        card.add("test", accuracy, split="test", features_key=features.key)
 
     def _likelihood(self, card: Card, device: torch.device) -> None:
-        if self.scoring is None or not isinstance(self.model, CanScore | CanEstimate):
-            reason = (
-                "score=null"
-                if self.scoring is None
-                else f"{_kind(self.model)} gives no likelihood of images"
-            )
+        if self.scoring is None:
+            card.notes.append("likelihood skipped: score=null")
+            return
+        if not isinstance(self.model, CanScore | CanEstimate):
+            reason = f"{_kind(self.model)} gives no likelihood of images"
             card.notes.append(f"likelihood skipped: {reason}")
             return
         try:
@@ -175,14 +152,25 @@ class Evaluation:
         if not self.cfg.latents:
             return
         if isinstance(self.model, HasPosterior):
-            try:
-                measured, warning = posterior_quality(self.model, self.data, device)
-            except ValueError as error:
-                measured, warning = {}, f"latent quality skipped: {error}"
-            card.add("test", measured, **self._basis)
-            card.notes += [warning] if warning else []
+            self._posterior(card, device)
         if isinstance(self.model, CanEncode) and self.data.splits["test"].factors is not None:
             card.add("test", disentanglement(self.model, self.data, device), **self._basis)
+
+    def _posterior(self, card: Card, device: torch.device) -> None:
+        try:
+            measured, warning = posterior_quality(self.model, self.data, device)
+        except ValueError as error:
+            card.notes.append(f"latent quality skipped: {error}")
+            return
+        card.add("test", measured, **self._basis)
+        if warning:
+            card.notes.append(warning)
+
+    def _scale_of(self, loss: str) -> dict[str, str]:
+        """The scale of a loss, where it is that of a likelihood."""
+        if loss in SCALED and isinstance(self.model, HasLikelihood):
+            return {"unit": "nats per image", "scale": self.model.likelihood.scale}
+        return {}
 
     @property
     def _basis(self) -> dict[str, Any]:
@@ -191,14 +179,11 @@ class Evaluation:
 
     @property
     def _sampler(self) -> dict[str, Any]:
-        return {
-            "sampler": OmegaConf.to_container(self.run.sampler)
-            if "sampler" in self.run
-            else "prior"
-        }
+        if "sampler" not in self.run:
+            return {"sampler": "prior"}
+        return {"sampler": OmegaConf.to_container(self.run.sampler)}
 
     def _context(self) -> dict[str, Any]:
-        dataset = {name: self.run.dataset[name] for name in ("image_shape", "binarize")}
         return {
             "checkpoint": str(self.path),
             "step": self.checkpoint["global_step"],
@@ -206,37 +191,18 @@ class Evaluation:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             **self._basis,
             **self._sampler,
-            "dataset": {"name": self.run.dataset.load._target_.split(".")[-2]}
-            | OmegaConf.to_container(OmegaConf.create(dataset)),
+            "dataset": self._dataset(),
             "precision": self.cfg.trainer.precision,
             "device": str(self.trainer.strategy.root_device),
             "processes": self.trainer.world_size,
             "overrides": [*typed_overrides(), *self.cfg.overrides],
         }
 
-
-def _check(cfg: DictConfig) -> None:
-    """Raise ConfigError for settings of ``conf/evaluate.yaml`` that cannot work."""
-    check_settings(cfg)
-    check_seed(cfg.seed)
-    for name, least, open_ended in (("num_samples", 2, True), ("batch_size", 1, False)):
-        value = cfg[name]
-        fits = open_ended if value is None else isinstance(value, int) and value >= least
-        require(fits, name, value, f"must be an integer >= {least}")
-    require(isinstance(cfg.latents, bool), "latents", cfg.latents, "must be true or false")
-
-
-def _run_config(cfg: DictConfig, checkpoint: dict[str, Any]) -> DictConfig:
-    """The run's configuration with the overrides; all metrics unless the user names others."""
-    chosen = any(word.startswith("metric=") for word in cfg.overrides)
-    run = run_config(
-        checkpoint["config"], cfg.overrides if chosen else ["metric=full", *cfg.overrides]
-    )
-    with open_dict(run):
-        run.cache_dir = cfg.cache_dir
-        if "cache_dir" in run.features:
-            run.features.cache_dir = cfg.cache_dir
-    return run
+    def _dataset(self) -> dict[str, Any]:
+        dataset = self.run.dataset
+        settings = OmegaConf.create({name: dataset[name] for name in ("image_shape", "binarize")})
+        name = dataset.load._target_.split(".")[-2]
+        return {"name": name} | OmegaConf.to_container(settings)
 
 
 def _kind(model: GenerativeModel) -> str:

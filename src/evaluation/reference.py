@@ -21,9 +21,8 @@ from src.parallel.ranks import Progress, gather, rank_and_world, share_work
 from src.report.progress import shown
 
 log = logging.getLogger(__name__)
-RECIPE = (
-    "reference-1"  # part of the key: count up whenever what is stored or how it is computed changes
-)
+# part of the key: count up whenever what is stored or how it is computed changes
+RECIPE = "reference-1"
 BATCH = 256
 
 
@@ -35,21 +34,22 @@ def reference_of(
 ) -> Reference:
     """Features of all images of a split: in order, unflipped, complete, on every rank.
 
-    decomposed: with their moments and eigenvectors, for which two images are needed, in the cache as well.
+    The key of the cache is a hash of the images' bytes and of the features' own key, so a changed
+    data set, split, transform or weight file never meets what was stored for another. A cache that
+    cannot be read or written costs time, nothing else.
 
-    The key of the cache is a hash of the images' bytes and of the features' own key, so a changed data set, split,
-    transform or weight file can never meet what was stored for another. A cache that cannot be read or written costs
-    time, nothing else.
+    Arguments:
+        features: images -> vectors.
+        data: the split.
+        cache_dir: null for no cache.
+        decomposed: keep moments and eigenvectors in the cache as well; two images are needed.
     """
-    path = (
-        None
-        if cache_dir is None
-        else Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
-    )
+    path = None
+    if cache_dir is not None:
+        path = Path(cache_dir).expanduser() / f"reference-{_key(features, data)}.npz"
     found = None if path is None else _load(path)
-    if all(
-        gather({rank_and_world()[0]: found is not None})
-    ):  # or else all compute: it takes every rank
+    # one rank alone cannot compute: all of them have found it, or all compute
+    if all(gather({rank_and_world()[0]: found is not None})):
         return found
     made = Reference(features_of(features, data, shown("features of real images")))
     if path is not None and rank_and_world()[0] == 0:
@@ -81,26 +81,25 @@ def _load(path: Path) -> Reference | None:
         reference = Reference(stored["features"])
         if "root" in stored:  # as if they had been computed here
             moments = Moments(stored["mean"], stored["cov"], len(reference.features))
-            vars(moments)["root"], vars(reference)["moments"] = stored["root"], moments
+            vars(moments)["root"] = stored["root"]
+            vars(reference)["moments"] = moments
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning(
-            "reference features: cannot use %s, computing them again (%s)", path, first_line(error)
-        )
+        reason = first_line(error)
+        log.warning("reference features: cannot use %s, computing them again (%s)", path, reason)
         return None
     return reference
 
 
 def _save(path: Path, reference: Reference, moments: Moments | None) -> None:
-    arrays = {"features": reference.features}
+    tensors = {"features": reference.features}
     if moments is not None:
-        arrays |= {"mean": moments.mean, "cov": moments.cov, "root": moments.root}
+        tensors |= {"mean": moments.mean, "cov": moments.cov, "root": moments.root}
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **{name: value.numpy() for name, value in arrays.items()})
+            np.savez(file, **arrays)
     except StorageError as error:
-        log.warning(
-            "reference features: not cached, the next evaluation computes them again (%s)",
-            first_line(error),
-        )
+        text = "reference features: not cached, the next evaluation computes them again (%s)"
+        log.warning(text, first_line(error))

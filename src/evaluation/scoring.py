@@ -1,4 +1,4 @@
-"""Likelihood of a model on real images, on one scale: bits/dim of 8-bit values, or nats of binarised images."""
+"""Likelihood of real images on one scale: bits/dim of 8-bit values, or nats of binary images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ EFFORT = {  # first part of a name -> the effort that it depends on
     "rate_": "timesteps",  # of a diffusion model; that of a VAE is exact
     "flow": "flow_steps",
 }
+IN_NATS = {"unit": "nats per image"}
 
 
 class Scoring:
-    """Estimates of log p(x) over ``num_images`` of the test split, evenly spaced (null: all), mean and standard error.
+    """Estimates of log p(x) over images of the test split: mean and standard error.
 
-    batch_size: images per forward pass. The others: see ``src.model.base.Effort``.
+    Arguments:
+        num_images: how many, evenly spaced; null: all.
+        batch_size: images per forward pass.
+        importance_samples, chunk, timesteps, flow_steps: see ``src.model.base.Effort``.
     """
 
     def __init__(
@@ -39,14 +43,11 @@ class Scoring:
         timesteps: int | None = 100,
         flow_steps: int | None = None,
     ) -> None:
-        require(
-            num_images is None or num_images >= 2,
-            "num_images",
-            num_images,
-            "must be >= 2, or null for all",
-        )
+        enough = num_images is None or num_images >= 2
+        require(enough, "num_images", num_images, "must be >= 2, or null for all")
         require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
-        self.num_images, self.batch_size = num_images, batch_size
+        self.num_images = num_images
+        self.batch_size = batch_size
         self.effort = Effort(importance_samples, chunk, timesteps, flow_steps)
 
     @torch.no_grad()
@@ -62,7 +63,8 @@ class Scoring:
 
         def of_block(block: range) -> Scores:
             batch = data.batch("test", [i * size // num for i in block])
-            x, noise = batch.x.to(device), generators(batch.seeds)
+            x = batch.x.to(device)
+            noise = generators(batch.seeds)
             if not isinstance(model, CanEstimate):
                 return Scores({"log_likelihood": model.log_likelihood(x, noise).cpu()})
             return _to_cpu(model.score(x, self.effort, noise))
@@ -72,54 +74,70 @@ class Scoring:
     def measurements(
         self, scores: Scores, model: CanScore | CanEstimate, data: ImageDataModule
     ) -> dict[str, Measurement]:
-        """Named numbers: ``bits_per_dim_vlb_large``, or ``nats_dynamic_iwae_100`` where the images are binarised.
+        """Named numbers: ``bits_per_dim_vlb_large``, or ``nats_dynamic_iwae_100`` of binary images.
 
-        Both are negative log-likelihoods: lower is better. ``bits_per_dim`` (``nats_dynamic``) is the lowest of them,
-        by which models compare; its context says which. The flow's is left out, as its solver errs to either side.
-        Parts (rate, distortion) are nats per image. What a model without a discrete scale says of itself is passed on
-        as ``log_likelihood``.
+        Both are negative log-likelihoods: lower is better. ``bits_per_dim`` (``nats_dynamic``) is
+        the lowest of them, by which models compare; its context says which. The flow's is left
+        out, as its solver errs to either side. Parts (rate, distortion) are nats per image. Of a
+        model without a discrete scale, its own number is passed on as ``log_likelihood``.
         """
-        context = {"split": "test", "n_images": len(next(iter(scores.log_likelihood.values())))}
-        in_nats = context | {"unit": "nats per image"}
         if not isinstance(model, CanEstimate):
-            own = in_nats | {"estimate": "log_likelihood", "likelihood_kind": model.likelihood_kind}
-            found = {name: _mean(value) for name, value in scores.log_likelihood.items()}
-            return {
-                name: number.within(**own, values=model.likelihood_kind)
-                for name, number in found.items()
-            }
+            return _densities(scores, model)
         prefix, unit, scale = _scale(model, data)
-        found = {
-            name: _mean(-value / unit).within(
-                **context,
-                **scale,
-                **self._effort_of(name),
-                estimate=name,
-                likelihood_kind=_kind(name),
-            )
-            for name, value in scores.log_likelihood.items()
-        }
-        bounds = [number for name, number in found.items() if name != "flow"]
-        bounds = [number for number in bounds if number.value is not None] or bounds
-        best = {prefix: min(bounds, key=lambda number: number.value or 0.0)} if bounds else {}
-        parts = {
-            name: _mean(value).within(**in_nats, **self._effort_of(name))
-            for name, value in scores.parts.items()
-            if value.dim() == 1
-        }
-        return best | {f"{prefix}_{name}": number for name, number in found.items()} | parts
+        found = {}
+        for name, value in scores.log_likelihood.items():
+            context = _images(scores) | scale | self._effort_of(name)
+            context |= {"estimate": name, "likelihood_kind": _kind(name)}
+            found[name] = _mean(-value / unit).within(**context)
+        lowest = _lowest_bound(found)
+        best = {} if lowest is None else {prefix: lowest}
+        estimates = {f"{prefix}_{name}": number for name, number in found.items()}
+        return best | estimates | self._parts(scores)
+
+    def _parts(self, scores: Scores) -> dict[str, Measurement]:
+        """Rate and distortion; not the terms over time."""
+        found = {}
+        for name, value in scores.parts.items():
+            if value.dim() == 1:
+                context = _images(scores) | IN_NATS | self._effort_of(name)
+                found[name] = _mean(value).within(**context)
+        return found
 
     def _effort_of(self, name: str) -> dict[str, Any]:
-        """The effort that an estimate or a part depends on."""
-        settings = [setting for start, setting in EFFORT.items() if name.startswith(start)]
-        return {
-            setting: "all" if (value := getattr(self.effort, setting)) is None else value
-            for setting in settings
-        }
+        """The effort that an estimate or a part depends on; where there is no limit, "all"."""
+        found = {}
+        for start, setting in EFFORT.items():
+            if name.startswith(start):
+                value = getattr(self.effort, setting)
+                found[setting] = "all" if value is None else value
+        return found
+
+
+def _images(scores: Scores) -> dict[str, Any]:
+    """The images that all numbers are of."""
+    values = next(iter(scores.log_likelihood.values()))
+    return {"split": "test", "n_images": len(values)}
+
+
+def _densities(scores: Scores, model: CanScore) -> dict[str, Measurement]:
+    """Numbers of a model without a discrete scale."""
+    kind = model.likelihood_kind
+    context = _images(scores) | IN_NATS
+    context |= {"estimate": "log_likelihood", "likelihood_kind": kind, "values": kind}
+    return {name: _mean(value).within(**context) for name, value in scores.log_likelihood.items()}
+
+
+def _lowest_bound(found: dict[str, Measurement]) -> Measurement | None:
+    """The tightest of the bounds; one without a value only where none has any."""
+    bounds = [number for name, number in found.items() if name != "flow"]
+    known = [number for number in bounds if number.value is not None]
+    if known:
+        return min(known, key=lambda number: number.value)
+    return bounds[0] if bounds else None
 
 
 def _scale(model: CanEstimate, data: ImageDataModule) -> tuple[str, float, dict[str, str]]:
-    """How numbers on the model's scale are called, nats per unit of them, and context."""
+    """The name of numbers on the model's scale, nats per unit of them, and context."""
     if model.discrete_scale == "bits":
         values = f"bits ({data.binarize} binarisation), not on the 8-bit scale"
         return f"nats_{data.binarize}", 1.0, {"unit": "nats per image", "values": values}
@@ -146,20 +164,21 @@ def _mean(values: Tensor) -> Measurement:
 
 
 def _to_cpu(scores: Scores) -> Scores:
-    likelihoods, parts = (
-        {name: value.cpu() for name, value in values.items()}
-        for values in (scores.log_likelihood, scores.parts)
-    )
-    return Scores(likelihoods, parts, None if scores.times is None else scores.times.cpu())
+    likelihoods = {name: value.cpu() for name, value in scores.log_likelihood.items()}
+    parts = {name: value.cpu() for name, value in scores.parts.items()}
+    times = None if scores.times is None else scores.times.cpu()
+    return Scores(likelihoods, parts, times)
 
 
 def _joined(blocks: list[Scores]) -> Scores:
-    likelihoods, parts = (
-        {
-            name: torch.cat([getattr(block, kind)[name] for block in blocks])
-            for name in getattr(blocks[0], kind)
-        }
-        for kind in ("log_likelihood", "parts")
-    )
+    likelihoods = _concatenated([block.log_likelihood for block in blocks])
+    parts = _concatenated([block.parts for block in blocks])
     times = None if blocks[0].times is None else torch.cat([block.times for block in blocks])
     return Scores(likelihoods, parts, times)
+
+
+def _concatenated(blocks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    found = {}
+    for name in blocks[0]:
+        found[name] = torch.cat([block[name] for block in blocks])
+    return found

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from src.config.build import build
-from src.config.machine import check_machine
 from src.config.checks import check_seed
+from src.config.machine import check_machine
 from src.dataset.base import to_uint8
 from src.errors import require
 from src.files import atomic_path, content_hash

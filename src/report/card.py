@@ -1,9 +1,8 @@
-"""The metric card of a model: every number with its uncertainty and context, for eyes, programs and papers."""
+"""The metric card of a model: each number with its uncertainty, its context and a reading."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from src.config.words import brief
@@ -19,6 +17,7 @@ from src.files import write_json, write_text
 from src.metric.base import Measurement
 from src.report.pictures import save_png
 from src.report.readings import reading
+from src.report.table import markdown_table, terminal
 from src.rundir.directory import keep_earlier
 
 SECTIONS = {  # heading -> first parts of the names below it
@@ -42,9 +41,14 @@ FILES = ("evaluation.json", "evaluation.md", "evaluation-bound.png")
 
 @dataclass
 class Card:
-    """Numbers by name (``test/fid_classifier_360``), what they all depend on, and what was left out and why.
+    """All numbers of one model.
 
-    pictures: ``bound`` -> RGB (H, W, 3) uint8.
+    Arguments:
+        title: what was measured.
+        context: what all numbers depend on.
+        numbers: by name, as in ``test/fid_classifier_360``.
+        notes: what was left out and why.
+        pictures: ``bound`` -> RGB (H, W, 3) uint8.
     """
 
     title: str
@@ -53,12 +57,13 @@ class Card:
     notes: list[str] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, stage: str, measured: Mapping[str, Measurement], **context: Any) -> None:  # noqa: ANN401
-        """Take over numbers, named ``<stage>/<name>``, with context that they share; NaN is no number."""
-        self.numbers |= {
-            f"{stage}/{name}": _finite(number).within(**context)
-            for name, number in measured.items()
-        }
+    def add(self, stage: str, measured: Mapping[str, Measurement], **context: object) -> None:
+        """Take over numbers as ``<stage>/<name>``, with context that they share.
+
+        A number that is not finite is none, and says so as its reason.
+        """
+        for name, number in measured.items():
+            self.numbers[f"{stage}/{name}"] = _finite(number).within(**context)
 
     @property
     def values(self) -> dict[str, float | None]:
@@ -66,18 +71,17 @@ class Card:
         return {name: number.value for name, number in self.numbers.items()}
 
     def write(self, directory: Path) -> list[Path]:
-        """``evaluation.json``, ``evaluation.md`` and pictures in ``directory``; those of an earlier evaluation stay.
+        """``evaluation.json``, ``evaluation.md`` and pictures in ``directory``.
 
-        They are renamed ``evaluation-1.json`` and so on. Returns the paths of the new ones.
+        Those of an earlier evaluation are renamed ``evaluation-1.json`` and so on. Returns the
+        paths of the new ones.
         """
         for name in FILES:
             keep_earlier(directory / name)
         files = [directory / name for name in FILES[:2]]
         details = {name: _details(number) for name, number in self.numbers.items()}
-        write_json(
-            files[0],
-            self.values | {"details": details, "context": self.context, "notes": self.notes},
-        )
+        extra = {"details": details, "context": self.context, "notes": self.notes}
+        write_json(files[0], self.values | extra)
         write_text(files[1], self._markdown())
         for name, picture in self.pictures.items():
             files.append(directory / f"evaluation-{name}.png")
@@ -86,9 +90,6 @@ class Card:
 
     def show(self) -> None:
         """Print the card as a table."""
-        console = Console(
-            width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True
-        )
         table = Table(title=self.title, title_justify="left")
         table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right", no_wrap=True)
@@ -98,6 +99,7 @@ class Card:
             table.add_row(f"[bold]{heading}[/bold]")
             for name in names:
                 table.add_row(f"  {name}", _with_error(self.numbers[name]), self._reading(name))
+        console = terminal(soft_wrap=True)
         console.print(table)
         for note in self.notes:
             console.print(f"  {note}")
@@ -105,14 +107,9 @@ class Card:
     def _sections(self) -> list[tuple[str, list[str]]]:
         """Headings with the names below them; without what can have no number here."""
         sections: dict[str, list[str]] = {heading: [] for heading in (*SECTIONS, OTHER)}
-        for name in (name for name, number in self.numbers.items() if number.applies):
-            stage, _, rest = name.partition("/")
-            fitting = [
-                heading
-                for heading, starts in SECTIONS.items()
-                if stage == "test" and rest.startswith(starts)
-            ]
-            sections[fitting[0] if fitting else OTHER].append(name)
+        for name, number in self.numbers.items():
+            if number.applies:
+                sections[_heading(name)].append(name)
         return [(heading, names) for heading, names in sections.items() if names]
 
     def _reading(self, name: str) -> str:
@@ -122,59 +119,71 @@ class Card:
     def _markdown(self) -> str:
         lines = [f"# {self.title}", ""]
         for heading, names in self._sections():
-            lines += [f"## {heading}", "", "| metric | value | reading |", "|---|---:|---|"]
-            lines += [
-                f"| `{n}` | {_with_error(self.numbers[n])} | {_cell(self._reading(n))} |"
-                for n in names
-            ]
+            rows = [(f"`{n}`", _with_error(self.numbers[n]), self._reading(n)) for n in names]
+            lines += [f"## {heading}", ""]
+            lines += markdown_table(("metric", "value", "reading"), rows, right={1})
             lines += ["", *self._facts(names), *self._kinds_of_error(names), ""]
-        lines += [
-            "## Context",
-            "",
-            *(f"- {name}: {brief(value)}" for name, value in self.context.items()),
-        ]
+        lines += ["## Context", ""]
+        lines += [f"- {name}: {brief(value)}" for name, value in self.context.items()]
         lines += [f"- {text}" for text in self.notes]
         return "\n".join(lines) + "\n"
 
     def _facts(self, names: Sequence[str]) -> Iterator[str]:
-        """What each number depends on beyond the context of the card: a line for what all share, then their own."""
-        contexts = [
-            {
-                key: value
-                for key, value in self.numbers[name].context.items()
-                if self.context.get(key) != value
-            }
-            for name in names
-        ]
-        shared = {
-            key: value
-            for key, value in contexts[0].items()
-            if all(c.get(key) == value for c in contexts)
-        }
+        """What each number depends on beyond the context of the card.
+
+        A line for what all share, then a line for each set of facts that only some have.
+        """
+        contexts = {name: _without(self.numbers[name].context, self.context) for name in names}
+        shared = _shared(list(contexts.values()))
+        if shared:
+            yield f"- all: {_listed(shared)}"
         own: dict[str, list[str]] = defaultdict(list)
-        for name, context in zip(names, contexts, strict=True):
-            own[
-                _listed({key: value for key, value in context.items() if key not in shared})
-            ].append(name)
-        yield from [f"- all: {_listed(shared)}"] if shared else []
-        yield from (f"- {_quoted(owners)}: {facts}" for facts, owners in own.items() if facts)
+        for name, context in contexts.items():
+            rest = {key: value for key, value in context.items() if key not in shared}
+            own[_listed(rest)].append(name)
+        for facts, owners in own.items():
+            if facts:
+                yield f"- {_quoted(owners)}: {facts}"
 
     def _kinds_of_error(self, names: Sequence[str]) -> Iterator[str]:
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in names:
             if self.numbers[name].error is not None:
                 kinds[self.numbers[name].error_kind].append(name)
-        yield from (f"- ± is {kind}: {_quoted(owners)}" for kind, owners in kinds.items())
+        for kind, owners in kinds.items():
+            yield f"- ± is {kind}: {_quoted(owners)}"
+
+
+def _heading(name: str) -> str:
+    """The section of a number."""
+    stage, _, rest = name.partition("/")
+    for heading, starts in SECTIONS.items():
+        if stage == "test" and rest.startswith(starts):
+            return heading
+    return OTHER
 
 
 def _finite(number: Measurement) -> Measurement:
+    """Without a value or an error that is not finite."""
     if number.value is not None and not math.isfinite(number.value):
         return replace(number, value=None, error=None, reason=f"not finite ({number.value})")
-    return (
-        number
-        if number.error is None or math.isfinite(number.error)
-        else replace(number, error=None)
-    )
+    if number.error is not None and not math.isfinite(number.error):
+        return replace(number, error=None)
+    return number
+
+
+def _without(context: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a context that is not known already."""
+    return {key: value for key, value in context.items() if known.get(key) != value}
+
+
+def _shared(contexts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all contexts say alike, in the order of the first."""
+    first, *others = contexts
+    found = dict(first)
+    for context in others:
+        found = {key: value for key, value in found.items() if context.get(key) == value}
+    return found
 
 
 def _details(number: Measurement) -> dict[str, Any]:
@@ -184,7 +193,9 @@ def _details(number: Measurement) -> dict[str, Any]:
 def _with_error(number: Measurement) -> str:
     if number.value is None:
         return "–"
-    return f"{number.value:.4g}" + ("" if number.error is None else f" ± {number.error:.2g}")
+    if number.error is None:
+        return f"{number.value:.4g}"
+    return f"{number.value:.4g} ± {number.error:.2g}"
 
 
 def _listed(facts: Mapping[str, Any]) -> str:
@@ -193,7 +204,3 @@ def _listed(facts: Mapping[str, Any]) -> str:
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from src.files import atomic_path
+from src.report.figure import blank, log_scale_helps, save_figure
 from src.rundir.history import History
+
+SPARSE = 30  # points; a curve of fewer has markers
 
 
 def draw_curves(history: History, target: Path) -> None:
@@ -18,23 +17,15 @@ def draw_curves(history: History, target: Path) -> None:
     panels = [names for names in (losses, distances) if names]
     if not panels:
         return
-    figure = Figure(figsize=(5.5 * len(panels), 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(5.5 * len(panels), 3.6)
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
-            sparse = len(history[name][0]) < 30
-            axes.plot(
-                *history[name],
-                label=name,
-                marker="o" if sparse else None,
-                markersize=4,
-                linewidth=1.2,
-            )
+            marker = "o" if len(history[name][0]) < SPARSE else None
+            axes.plot(*history[name], label=name, marker=marker, markersize=4, linewidth=1.2)
         values = [value for name in names for value in history[name][1]]
-        if min(values) > 0 and max(values) > 20 * min(values):
+        if log_scale_helps(values):
             axes.set_yscale("log")
         axes.set_xlabel("optimiser step")
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, target)

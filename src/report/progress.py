@@ -45,9 +45,11 @@ def _lines(blocks: list[range], what: str, total: int) -> Iterator[range]:
     done = 0
     for block in blocks:
         yield block
-        done, now = done + len(block), time.monotonic()
+        done += len(block)
+        now = time.monotonic()
         if now - last >= EVERY_SECONDS and done < total:
-            last, speed = now, done / (now - begin)
+            last = now
+            speed = done / (now - begin)
             left = (total - done) / speed
             time_left = f"ETA {int(left // 60)}:{int(left % 60):02d}"
             log.info("%s %d/%d  %.1f images/s  %s", what, done, total, speed, time_left)

@@ -1,4 +1,4 @@
-"""What the numbers mean, in the few words that fit beside them."""
+"""What the numbers mean: a short phrase to show beside each of them."""
 
 from __future__ import annotations
 
@@ -48,19 +48,32 @@ READINGS = {  # by the first part of the name; the longest that fits counts
 def reading(
     name: str, metrics: Mapping[str, float | None], context: Mapping[str, Any] | None = None
 ) -> str:
-    """One phrase for ``test/fid_classifier_360``; distances are told as a multiple of their floor.
+    """One phrase for ``test/fid_classifier_360``; a distance is given as a multiple of its floor.
 
-    context: of the number, which may say on which scale it is, or of which estimates it is the lowest.
+    Arguments:
+        name: of the number, with its stage in front.
+        metrics: all numbers of the model.
+        context: of the number; it may name its scale, or the estimate that is the lowest.
     """
-    stage, _, rest = name.partition("/")
-    if rest.startswith("fid_") and not rest.startswith(("fid_floor_", "fid_corrected_")):
-        floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
-        value = metrics[name]
-        if floor and value is not None:
-            return f"{value / floor:.2f} x the floor"
+    multiple = _of_floor(name, metrics)
+    if multiple is not None:
+        return f"{multiple:.2f} x the floor"
+    rest = name.partition("/")[2]
     fitting = [prefix for prefix in READINGS if rest == prefix or rest.startswith(f"{prefix}_")]
     phrase = READINGS[max(fitting, key=len)] if fitting else ""
-    scale, estimate = ((context or {}).get(key, "") for key in ("scale", "estimate"))
+    context = context or {}
+    scale = context.get("scale", "")
+    estimate = context.get("estimate", "")
     if estimate and estimate not in rest:
         return f"{phrase}; the lowest bound, {estimate}"
     return f"{phrase}; {scale}" if scale else phrase
+
+
+def _of_floor(name: str, metrics: Mapping[str, float | None]) -> float | None:
+    """A raw Fréchet distance over that of real images; None for other numbers."""
+    stage, _, rest = name.partition("/")
+    if not rest.startswith("fid_") or rest.startswith(("fid_floor_", "fid_corrected_")):
+        return None
+    floor = metrics.get(f"{stage}/fid_floor_{rest.removeprefix('fid_')}")
+    value = metrics[name]
+    return value / floor if floor and value is not None else None

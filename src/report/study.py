@@ -7,36 +7,29 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from src.files import atomic_path
+from src.report.figure import blank, log_scale_helps, save_figure
 
 ENOUGH = 4  # complete trials; importances of fewer are noise
 
 
 def draw_study(study: Study, names: list[str], target: Path) -> None:
     """Write one PNG of a study with complete trials. names: of the objectives."""
-    importances = len(complete(study)) >= ENOUGH
-    rows = [
-        [(_history, index), *([(_importance, index)] if importances else [])]
-        for index in range(len(names))
-    ]
-    if len(names) > 1:
-        rows = [[*row, (_front, 0)] for row in rows]  # one panel as high as all
-    figure = Figure(figsize=(5.2 * len(rows[0]), 3.8 * len(rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = {f"{draw.__name__}{index}": (draw, index) for row in rows for draw, index in row}
-    mosaic = [[f"{draw.__name__}{index}" for draw, index in row] for row in rows]
-    for panel, axes in figure.subplot_mosaic(mosaic).items():
-        draw, index = panels[panel]
-        draw(axes, study, names, index)
+    kinds = ["history", "importance"] if len(complete(study)) >= ENOUGH else ["history"]
+    rows = []
+    for index in range(len(names)):
+        rows.append([f"{kind} {index}" for kind in kinds])
+        if len(names) > 1:
+            rows[-1].append("front 0")  # one panel as high as all
+    figure = blank(5.2 * len(rows[0]), 3.8 * len(rows))
+    for panel, axes in figure.subplot_mosaic(rows).items():
+        kind, index = panel.split()
+        PANELS[kind](axes, study, names, int(index))
         axes.grid(alpha=0.3)
-    with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, target)
 
 
 def complete(study: Study) -> list[FrozenTrial]:
@@ -46,48 +39,39 @@ def complete(study: Study) -> list[FrozenTrial]:
 
 def _history(axes: Axes, study: Study, names: list[str], index: int) -> None:
     """Values over trial numbers, and the best so far; pruned and failed trials at the foot."""
-    done = complete(study)
-    numbers, values = [t.number for t in done], [t.values[index] for t in done]
+    numbers = [trial.number for trial in complete(study)]
+    values = [trial.values[index] for trial in complete(study)]
     axes.plot(numbers, values, "o", markersize=4, label="complete")
-    best = list(
-        accumulate(values, min if study.directions[index] == StudyDirection.MINIMIZE else max)
-    )
+    better = min if study.directions[index] == StudyDirection.MINIMIZE else max
+    best = list(accumulate(values, better))
     axes.step(numbers, best, where="post", label="best so far")
-    for state, mark in ((TrialState.PRUNED, "|"), (TrialState.FAIL, "x")):
-        others = study.get_trials(deepcopy=False, states=[state])
-        if others:
-            at = axes.get_xaxis_transform()
-            label = {"PRUNED": "pruned", "FAIL": "failed"}[state.name]
-            axes.plot(
-                [t.number for t in others],
-                [0.02] * len(others),
-                mark,
-                color="grey",
-                transform=at,
-                label=label,
-            )
-    if min(values) > 0 and max(values) > 20 * min(values):
+    _mark(axes, study, TrialState.PRUNED, "|", "pruned")
+    _mark(axes, study, TrialState.FAIL, "x", "failed")
+    if log_scale_helps(values):
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="trial", ylabel=names[index], title="history")
     axes.legend()
 
 
+def _mark(axes: Axes, study: Study, state: TrialState, marker: str, label: str) -> None:
+    """Mark the trials in this state at the foot of the panel."""
+    numbers = [trial.number for trial in study.get_trials(deepcopy=False, states=[state])]
+    if numbers:
+        heights = [0.02] * len(numbers)
+        at = axes.get_xaxis_transform()
+        axes.plot(numbers, heights, marker, color="grey", transform=at, label=label)
+
+
 def _importance(axes: Axes, study: Study, names: list[str], index: int) -> None:
-    """Share of the variance of an objective that each setting explains (fANOVA), where it varies."""
+    """Fraction of the variance of an objective that each setting explains (fANOVA)."""
     if len({trial.values[index] for trial in complete(study)}) < 2:
-        axes.text(
-            0.5,
-            0.5,
-            f"{names[index]} is the same everywhere",
-            ha="center",
-            transform=axes.transAxes,
-        )
+        text = f"{names[index]} is the same everywhere"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
         return
+    evaluator = FanovaImportanceEvaluator(seed=0)
     shares = get_param_importances(
-        study,
-        evaluator=FanovaImportanceEvaluator(seed=0),
-        target=lambda trial: trial.values[index],
+        study, evaluator=evaluator, target=lambda trial: trial.values[index]
     )
     shares = dict(sorted(shares.items(), key=lambda item: item[1]))
     axes.barh(list(shares), list(shares.values()))
@@ -102,3 +86,6 @@ def _front(axes: Axes, study: Study, names: list[str], index: int) -> None:
     axes.plot(*np.array(best).T, "o-", markersize=5, color="C3", label="Pareto front")
     axes.set(xlabel=names[index], ylabel=names[index + 1], title="Pareto front")
     axes.legend()
+
+
+PANELS = {"history": _history, "importance": _importance, "front": _front}
