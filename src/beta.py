@@ -41,7 +41,9 @@ class Linear(Beta):
         require(value >= 0, "value", value, "must be >= 0")
         require(start >= 0, "start", start, "must be >= 0")
         require(warmup_steps >= 1, "warmup_steps", warmup_steps, "must be >= 1")
-        self.value, self.warmup_steps, self.start = value, warmup_steps, start
+        self.value = value
+        self.warmup_steps = warmup_steps
+        self.start = start
 
     def __call__(self, kl: Tensor, step: int | None) -> Tensor:
         """start + (value - start) * min(1, step / warmup_steps)."""
@@ -60,7 +62,9 @@ class Cyclical(Beta):
         require(value >= 0, "value", value, "must be >= 0")
         require(period >= 1, "period", period, "must be >= 1")
         require(0 < ratio <= 1, "ratio", ratio, "must be inside (0, 1]")
-        self.value, self.period, self.ratio = value, period, ratio
+        self.value = value
+        self.period = period
+        self.ratio = ratio
 
     def __call__(self, kl: Tensor, step: int | None) -> Tensor:
         """value * min(1, position in the cycle / ratio)."""
@@ -82,7 +86,9 @@ class Capacity(Beta):
         require(value >= 0, "value", value, "must be >= 0")
         require(max_capacity >= 0, "max_capacity", max_capacity, "must be >= 0 nats")
         require(steps >= 1, "steps", steps, "must be >= 1")
-        self.value, self.max_capacity, self.steps = value, max_capacity, steps
+        self.value = value
+        self.max_capacity = max_capacity
+        self.steps = steps
 
     def __call__(self, kl: Tensor, step: int | None) -> Tensor:
         """``value`` is gamma; the absolute value is of the batch mean, both as in the paper."""

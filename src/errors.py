@@ -1,4 +1,4 @@
-"""Error classes, one per exit code, which says why a process ended (see ``docs/errors.md``)."""
+"""Error classes, one per exit code: the reason why a process ended (see ``docs/errors.md``)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class WorkerLostError(ProjectError):
 
 
 class Interrupted(BaseException):
-    """The program was asked to stop. exit_code: 130 after Ctrl-C, else 143."""
+    """The program received a signal to stop. exit_code: 130 after Ctrl-C, else 143."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)

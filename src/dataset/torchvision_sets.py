@@ -24,7 +24,7 @@ from src.errors import DataError, require
 NUM_VAL = 5000  # cut from the official training set
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte; the default is to wait for ever
 
-# What torchvision's readers raise on a file that is not what its name says.
+# What torchvision's readers raise on a damaged file, or one of another format.
 UNREADABLE = (
     AssertionError,
     EOFError,
@@ -54,13 +54,9 @@ def idx_source(dataset: type[MNIST]) -> Source:
     """
     folder = f"{dataset.__name__}/raw"
     archives = [name for name, _ in dataset.resources]
-    return Source(
-        dataset,
-        folder,
-        files=[name.removesuffix(".gz") for name in archives],
-        archives=[f"{folder}/{name}" for name in archives],
-        is_sound=_is_sound_idx,
-    )
+    files = [name.removesuffix(".gz") for name in archives]
+    paths = [f"{folder}/{name}" for name in archives]
+    return Source(dataset, folder, files, paths, is_sound=_is_sound_idx)
 
 
 def batch_source(dataset: type[CIFAR10]) -> Source:

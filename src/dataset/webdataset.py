@@ -1,8 +1,8 @@
 """Shards in WebDataset's format (.tar), by path or URL: no machine need hold the data set.
 
 ``python -m src.dataset.webdataset SHARD.tar ...`` writes ``SHARD.tar.index`` beside each shard. An
-index says where the samples lie, so they are read one by one and in any order: that of a run does
-not depend on ranks, workers or restarts.
+index holds the places of the samples, so they are read one by one and in any order: that of a run
+does not depend on ranks, workers or restarts.
 """
 
 from __future__ import annotations

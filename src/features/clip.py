@@ -69,7 +69,8 @@ class CLIP(Pretrained):
         chosen = VARIANTS[variant]
         network = partial(VisionTransformer, *chosen)
         super().__init__(_published(variant), weights, sha256, partial(load_exactly, network))
-        self.num_features, self.image_size = chosen.num_features, chosen.image_size
+        self.num_features = chosen.num_features
+        self.image_size = chosen.image_size
 
     def _describe(self, images: Tensor) -> Tensor:
         return self.network(normalize(resize(images, self.image_size) / 255, *PIXELS))

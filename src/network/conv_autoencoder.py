@@ -123,5 +123,6 @@ def _residual_blocks(
 
 def _level_sizes(shape: Sequence[int], num_levels: int) -> list[tuple[int, int]]:
     """(H, W) of the image and after each of the levels, every side halved and rounded up."""
-    _, *sides = check_shape(shape)
-    return [tuple(-(-side // 2**level) for side in sides) for level in range(num_levels + 1)]
+    _, height, width = check_shape(shape)
+    factors = [2**level for level in range(num_levels + 1)]
+    return [(-(-height // factor), -(-width // factor)) for factor in factors]

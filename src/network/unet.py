@@ -86,7 +86,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W) and its time t (B,), int or float -> (B, C, H, W), unbounded."""
         time = self.time(t)
-        h, skips = x, []
+        h = x
+        skips = []
         for enter, blocks in zip(self.enter, self.down, strict=True):
             h = enter(h)
             skips.append(h)
@@ -103,7 +104,7 @@ class UNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block, followed by self-attention where ``attention`` says so."""
+    """Residual block, followed by self-attention if ``attention``."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ def ddim(
 
     Arguments:
         x: (B, C, H, W) noise at the first time.
-        num_steps: of one evaluation each, unless ``timesteps`` says which times to visit.
+        num_steps: of one evaluation each; ``timesteps``, the times to visit, takes its place.
         eta: how much of the noise is new: 0 is deterministic, 1 the DDPM posterior.
     """
     inside = isinstance(eta, int | float) and 0 <= eta <= 1

@@ -29,8 +29,8 @@ def ddpm(
 
     Arguments:
         x: (B, C, H, W) noise at the first time.
-        num_steps: of one evaluation each, also fewer than T, unless ``timesteps`` says which times
-            to visit.
+        num_steps: of one evaluation each, also fewer than T; ``timesteps``, the times to visit,
+            takes its place.
         variance: of each step, ``large`` = beta of the step (optimal for x_0 ~ N(0, 1), best at
             many steps), ``small`` = the posterior's (optimal for a single x_0, better at few).
     """

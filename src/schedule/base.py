@@ -80,12 +80,13 @@ class NoiseSchedule(nn.Module):
         s = t - 1 if s is None else s.cpu()
         step = self.log_alpha_bar[t] - self.log_alpha_bar[s]
         beta = -torch.expm1(step)  # of the one step from s to t
-        coefficients = (
-            (self.log_alpha_bar[s] / 2).exp() * beta / self.sigma_squared[t],
-            (step / 2).exp() * self.sigma_squared[s] / self.sigma_squared[t],
-            beta * self.sigma_squared[s] / self.sigma_squared[t],
-        )
-        of_x0, of_x_t, variance = (c.to(x_t).view(-1, 1, 1, 1) for c in coefficients)
+        sigma_squared_t = self.sigma_squared[t]
+        sigma_squared_s = self.sigma_squared[s]
+        of_x0 = (self.log_alpha_bar[s] / 2).exp() * beta / sigma_squared_t
+        of_x_t = (step / 2).exp() * sigma_squared_s / sigma_squared_t
+        variance = beta * sigma_squared_s / sigma_squared_t
+        coefficients = torch.stack([of_x0, of_x_t, variance]).to(x_t)
+        of_x0, of_x_t, variance = coefficients.view(3, -1, 1, 1, 1)
         return of_x0 * x0 + of_x_t * x_t, variance
 
     def step_variance(self, t: int, s: int) -> float:
