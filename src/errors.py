@@ -1,4 +1,4 @@
-"""Error classes, one per exit code: what went wrong decides how the process ends (see ``docs/errors.md``)."""
+"""Error classes, one per exit code: the reason why a process ended (see ``docs/errors.md``)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import signal
 
 
 class ProjectError(Exception):
-    """An error with a message for the user: one line that names the setting, its value and what is allowed."""
+    """An error with a one-line message for the user: the setting, its value, what is allowed."""
 
     exit_code = 1
 
 
 class ConfigError(ProjectError, ValueError):
-    """A setting has a value that cannot work. Constructors write ``name=value: what is allowed``."""
+    """A setting's value cannot work. Constructors write ``name=value: what is allowed``."""
 
     exit_code = 2
 
     def under(self, path: str) -> ConfigError:
-        """The same error with the path in front: ``num_steps=0: ...`` becomes ``sampler.num_steps=0: ...``."""
+        """The same error with the path in front: ``num_steps=0`` gives ``sampler.num_steps=0``."""
         text = str(self)
-        return self if text.startswith((f"{path}.", f"{path}=")) else ConfigError(f"{path}.{text}")
+        if text.startswith((f"{path}.", f"{path}=")):
+            return self
+        return ConfigError(f"{path}.{text}")
 
 
 class DataError(ProjectError):
@@ -59,7 +61,7 @@ class WorkerLostError(ProjectError):
 
 
 class Interrupted(BaseException):
-    """The program was asked to stop. exit_code: 130 after Ctrl-C, else 143."""
+    """The program received a signal to stop. exit_code: 130 after Ctrl-C, else 143."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -67,11 +69,25 @@ class Interrupted(BaseException):
 
 
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raise ``ConfigError('name=value: allowed')`` unless ``holds``; the command line adds the path of the setting."""
+    """Raise ``ConfigError('name=value: allowed')`` unless ``holds``.
+
+    The command line adds the path of the setting.
+    """
     if not holds:
         raise ConfigError(f"{name}={value}: {allowed}")
 
 
+def require_count(name: str, value: int, most: int | None = None, least: int = 1) -> None:
+    """Raise ConfigError unless ``value`` is an integer, ``least`` to ``most`` (None: no limit)."""
+    whole = isinstance(value, int) and value >= least
+    if most is None:
+        require(whole, name, value, f"must be an integer >= {least}")
+    else:
+        allowed = f"must be an integer >= {least} and <= {most}"
+        require(whole and value <= most, name, value, allowed)
+
+
 def first_line(error: BaseException) -> str:
     """First line of the error's message, or its class where it has none (libraries raise both)."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes and content hashes (standard library only)."""
+"""Files that are either whole or absent: atomic writes, content hashes (standard library only)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from src.errors import StorageError
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``target`` that replaces it only when the block succeeds.
 
-    The file is flushed to disk before the rename, so after a crash ``target`` is the old or the new file, never half
-    of one. Raises StorageError naming the path when the disk refuses.
+    The file is flushed to disk before the rename, so after a crash ``target`` is the old or the new
+    file, never half of one. Raises StorageError naming the path when the disk refuses.
     """
     target = Path(target)
     temporary: Path | None = None
@@ -57,12 +57,13 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 (whatever JSON can hold)
+def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 (any JSON)
     """Write JSON atomically, sorted and indented so that two files can be compared line by line.
 
-    Raises ValueError for NaN and infinity, which no other reader takes: a number that is missing is None.
+    Raises ValueError for NaN and infinity, which no other reader takes: a missing number is None.
     """
-    write_text(target, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
+    write_text(target, text + "\n")
 
 
 def content_hash(*parts: bytes | str) -> str:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, per optimiser step; the number of steps is filled in from the trainer."""
+"""Learning-rate schedules, per optimiser step; the trainer fills in the number of steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from src.errors import ConfigError, require
 
 
 def constant(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0) -> LambdaLR:
-    """Linear warm-up over ``warmup_steps``, then the optimiser's own rate (Ho et al. 2020 warm up over 5,000 steps)."""
+    """Linear warm-up over ``warmup_steps``, then the optimiser's own rate.
+
+    Ho et al. 2020 warm up over 5,000 steps.
+    """
     require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must be >= 0")
     return LambdaLR(optimizer, lambda step: _warmup(step, warmup_steps))
 
@@ -19,7 +22,7 @@ def constant(optimizer: Optimizer, total_steps: float, warmup_steps: int = 0) ->
 def cosine(
     optimizer: Optimizer, total_steps: float, warmup_steps: int = 0, final: float = 0.0
 ) -> LambdaLR:
-    """Linear warm-up, then a half cosine down to ``final`` times the rate (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then a half cosine to ``final`` times the rate (Loshchilov & Hutter 2017)."""
     require(warmup_steps >= 0, "warmup_steps", warmup_steps, "must be >= 0")
     require(0 <= final <= 1, "final", final, "must be between 0 and 1")
     if not math.isfinite(total_steps):
@@ -28,12 +31,13 @@ def cosine(
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return _warmup(step, warmup_steps) * (
-            final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-        )
+        decay = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return _warmup(step, warmup_steps) * decay
 
     return LambdaLR(optimizer, factor)
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if warmup_steps == 0:
+        return 1.0
+    return min(1.0, (step + 1) / warmup_steps)

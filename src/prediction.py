@@ -1,6 +1,7 @@
 """What the network of a diffusion model predicts: the noise, the clean image or the velocity.
 
-Every choice is an estimate ``x0 = c_skip * x_t + c_out * output``; nothing else in the code knows the difference.
+Every choice is an estimate ``x0 = c_skip * x_t + c_out * output``; nothing else in the code knows
+the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 class Prediction(Protocol):
-    """Meaning of the network's output. All tensors are (B, C, H, W); signal and sigma are (B, 1, 1, 1)."""
+    """Meaning of the network's output. Images are (B, C, H, W), signal and sigma (B, 1, 1, 1)."""
 
     def target(self, x0: Tensor, eps: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
         """What the output is trained to be."""

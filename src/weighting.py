@@ -1,7 +1,7 @@
 """How the squared error of the output is weighted over t.
 
-An error of the output is an error of x0 divided by c_out, so weights that are defined on the x0-error are multiplied by
-c_out squared: eps-MSE = SNR * x0-MSE and v-MSE = (SNR + 1) * x0-MSE.
+An error of the output is an error of x0 divided by c_out, so weights that are defined on the
+x0-error are multiplied by c_out squared: eps-MSE = SNR * x0-MSE and v-MSE = (SNR + 1) * x0-MSE.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ class MinSNR(Weighting):
         self.gamma = gamma
 
     def __call__(self, signal: Tensor, sigma: Tensor, c_out: Tensor) -> Tensor:
-        """min(SNR, gamma) * c_out^2: min(SNR, gamma) / SNR for eps, min(SNR, gamma) / (SNR + 1) for v."""
+        """min(SNR, gamma) * c_out^2, that is min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
         return (signal / sigma).square().clamp(max=self.gamma) * c_out.square()

@@ -24,6 +24,7 @@ from support import (
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from src.beta import Constant
+from src.distribution import DiagonalGaussian
 from src.errors import ConfigError
 from src.likelihood import Gaussian
 from src.model.ae import AutoEncoder
@@ -203,6 +204,18 @@ def test_free_bits_penalise_only_what_is_above_them():
     torch.testing.assert_close(gradient[:2], torch.tensor([0.0, 2.0]).double())
     losses = model.eval().loss(x, generator=seeded())
     assert (losses["loss"] + losses["elbo"]).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_free_bits_clamp_the_batch_mean_of_each_latent_not_each_image(monkeypatch):
+    """KL of (0.1, 2) and (1.3, 0.2) nats, 0.8 free: batch means 0.7 and 1.1, the penalty 0.8 + 1.1."""
+    kl = torch.tensor([[0.1, 2.0], [1.3, 0.2]]).double()
+    q = DiagonalGaussian((2 * kl).sqrt(), torch.zeros(2, 2).double())  # KL = mean^2 / 2
+    model, _ = linear_vae()
+    model.free_bits = 0.8
+    monkeypatch.setattr(model, "posterior", lambda x: q)
+    losses = model.train().loss(images(2).double(), generator=seeded())
+    assert losses["kl"].item() == pytest.approx(1.8)
+    assert (losses["loss"] + losses["reconstruction"]).item() == pytest.approx(0.8 + 1.1)
 
 
 def test_bad_settings_are_refused_by_name():

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.dataset import webdataset
+from src.dataset import shards
 from src.dataset.base import SPLITS
 from src.dataset.webdataset import _expand, load, write_index
 from src.errors import ConfigError, DataError
@@ -93,7 +93,7 @@ class Server(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(place, monkeypatch):
     """(address of the shards, its handler)."""
-    monkeypatch.setattr(webdataset, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(shards, "WAITS", (0.01, 0.01))
     handler = type("Handler", (Server,), {})
     http = ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *words: handler(*words, directory=str(place))

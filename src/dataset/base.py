@@ -1,4 +1,4 @@
-"""What a data set is: uint8 images with labels, its fixed splits, and the batch that is made of it."""
+"""What a data set is: uint8 images with labels, its fixed splits, and the batches made of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SPLITS = ("train", "val", "test")
 
 
 class Images(Protocol):
-    """Images indexed by a list of positions: a uint8 tensor (N, C, H, W), or a lazy reader with the same indexing."""
+    """Images indexed by a list of positions.
+
+    A uint8 tensor (N, C, H, W), or a lazy reader with the same indexing.
+    """
 
     def __len__(self) -> int: ...
 
@@ -24,10 +27,11 @@ class Images(Protocol):
 
 
 class Selection:
-    """The images at ``index`` of other images, which are read only when asked for."""
+    """The images at ``index`` of other images, which are read only when they are indexed."""
 
     def __init__(self, images: Images, index: Tensor) -> None:
-        self.images, self.index = images, index
+        self.images = images
+        self.index = index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -39,8 +43,12 @@ class Selection:
 class ImageData:
     """One split of a data set.
 
-    images: uint8 (N, C, H, W) in 0..255, in memory or read on demand. labels: (N,) long, or None. factors: (N, F) long
-    with the known generative factors, or None. Raises DataError when the split is empty or the lengths disagree.
+    Arguments:
+        images: uint8 (N, C, H, W) in 0..255, in memory or read on demand.
+        labels: (N,) long, or None.
+        factors: (N, F) long with the known generative factors, or None.
+
+    Raises DataError when the split is empty or the lengths disagree.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class ImageData:
         for name, values in (("labels", labels), ("factors", factors)):
             if values is not None and len(values) != len(images):
                 raise DataError(f"{len(values)} {name} for {len(images)} images")
-        self.images, self.labels, self.factors = images, labels, factors
+        self.images = images
+        self.labels = labels
+        self.factors = factors
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,18 +72,16 @@ class ImageData:
         return tuple(self.images[torch.tensor([0])].shape[1:])
 
     def subset(self, index: Tensor) -> ImageData:
-        """The images at ``index`` (positions, long) with their labels and factors; lazy images stay lazy."""
-        return ImageData(
-            self.images[index]
-            if isinstance(self.images, Tensor)
-            else Selection(self.images, index),
-            None if self.labels is None else self.labels[index],
-            None if self.factors is None else self.factors[index],
-        )
+        """The images at ``index`` (long) with labels and factors; lazy ones stay lazy."""
+        in_memory = isinstance(self.images, Tensor)
+        images = self.images[index] if in_memory else Selection(self.images, index)
+        labels = None if self.labels is None else self.labels[index]
+        factors = None if self.factors is None else self.factors[index]
+        return ImageData(images, labels, factors)
 
 
 class Batch(NamedTuple):
-    """What a training step receives: everything in it is a function of (seed, epoch, step, position), never of rank."""
+    """What a training step receives: a function of (seed, epoch, step, position), never of rank."""
 
     x: Tensor  # (B, C, H, W) float32 in [-1, 1]
     label: Tensor | None  # (B,) long
@@ -87,14 +95,18 @@ def check_split(split: str) -> None:
 
 
 def fixed_split(name: str, num: int, num_val: int, num_test: int, split: str) -> Tensor:
-    """Sorted positions (long) of ``split`` among ``num`` images, by a permutation that depends on ``name`` alone."""
+    """Sorted positions (long) of ``split`` among ``num`` images.
+
+    They are cut by a permutation that depends on ``name`` alone. Raises DataError where none is
+    left to train on.
+    """
     num_train = num - num_val - num_test
     if num_train < 1:
-        raise DataError(
-            f"{name} has {num} images: {num_val} for val and {num_test} for test leave none to train on"
-        )
+        taken = f"{num_val} for val and {num_test} for test"
+        raise DataError(f"{name} has {num} images: {taken} leave none to train on")
     order = torch.randperm(num, generator=generator(name, "split"))
-    return order.split([num_train, num_val, num_test])[SPLITS.index(split)].sort().values
+    parts = order.split([num_train, num_val, num_test])
+    return parts[SPLITS.index(split)].sort().values
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -103,5 +115,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8 by rounding (truncation would darken every image and shift an FID); inverse of ``to_float``."""
+    """[-1, 1] -> uint8 by rounding; inverse of ``to_float``.
+
+    Truncation would darken every image and shift an FID.
+    """
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -9,5 +9,8 @@ from src.dataset.torchvision_sets import batch_source, load_official
 
 
 def load(root: str, split: str) -> ImageData:
-    """Images (N, 3, 32, 32) and classes 0..9; N = 45,000 train, 5,000 val, 10,000 test (the official test set)."""
+    """Images (N, 3, 32, 32) and classes 0..9; N = 45,000 train, 5,000 val, 10,000 test.
+
+    Test is the official test set.
+    """
     return load_official(batch_source(CIFAR10, "cifar10"), root, split)

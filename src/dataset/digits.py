@@ -1,4 +1,7 @@
-"""Handwritten digits of scikit-learn (UCI Optical Recognition, test part): 1,797 grey images of 8x8, no download."""
+"""Handwritten digits of scikit-learn: 1,797 grey images of 8x8, no download.
+
+They are the test part of UCI's Optical Recognition of Handwritten Digits.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from src.dataset.base import ImageData, check_split, fixed_split
 def load(root: str | None, split: str) -> ImageData:
     """Images (N, 1, 8, 8), values 0..16 spread over 0..255; N = 1257 train, 180 val, 360 test.
 
-    There is no official split: this one is fixed. ``root`` is not used, the images come with scikit-learn.
+    There is no official split: this one is fixed. ``root`` is not used, the images come with
+    scikit-learn.
     """
     check_split(split)
     digits = load_digits()

@@ -9,5 +9,8 @@ from src.dataset.torchvision_sets import idx_source, load_official
 
 
 def load(root: str, split: str) -> ImageData:
-    """Images (N, 1, 28, 28) and classes 0..9; N = 55,000 train, 5,000 val, 10,000 test (the official test set)."""
+    """Images (N, 1, 28, 28) and classes 0..9; N = 55,000 train, 5,000 val, 10,000 test.
+
+    Test is the official test set.
+    """
     return load_official(idx_source(FashionMNIST, "fashionmnist"), root, split)

@@ -1,4 +1,4 @@
-"""Any folder of images, read on demand: flat, with class sub-folders, or with train/ val/ test/ sub-folders."""
+"""Any folder of images, read on demand: flat, with class sub-folders, or train/ val/ test/."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ from src.noise import mix
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 64 * 10**6  # of a file: 200 MB decoded; a few hundred kilobytes can hold many more
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-)  # by content: a file of another kind is refused whatever its name
+# By content: a file of another kind is refused whatever its name.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> ImageData:
-    """Images (N, channels, image_size, image_size) of all image files under ``root``, read when they are indexed.
+    """Images (N, channels, image_size, image_size) of the files under ``root``, read when indexed.
 
-    With ROOT/train (and ROOT/val, ROOT/test) these are the splits; a missing val or test is a tenth of train.
-    Otherwise all of ROOT is cut 80/10/10. Both cuts go by a hash of each file's path, so new files move no other.
-    Labels: the index of the (sorted) sub-folder, or None unless every image lies in a sub-folder.
+    With ROOT/train (and ROOT/val, ROOT/test) these are the splits; a missing val or test is a tenth
+    of train. Otherwise all of ROOT is cut 80/10/10. Both cuts go by a hash of each file's path, so
+    new files move no other. Labels: the index of the (sorted) sub-folder, or None unless every
+    image lies in a sub-folder.
     """
     check_split(split)
     require(bool(root), "dataset.root", root, "a folder of images")
@@ -44,42 +41,43 @@ def load(root: str, split: str, image_size: int = 64, channels: int = 3) -> Imag
     if not every:
         raise DataError(f"dataset.root={place} holds no image ({', '.join(EXTENSIONS)})")
     if not files[split]:
-        raise DataError(
-            f"dataset.root={place}: none of its {len(every)} images falls into {split}: add more"
-        )
+        problem = f"none of its {len(every)} images falls into {split}: add more"
+        raise DataError(f"dataset.root={place}: {problem}")
     labels = _labels([file for _, file in files[split]], every)
     paths = [str(place / folder / file) for folder, file in files[split]]
     return ImageData(FolderImages(paths, image_size, channels), labels)
 
 
 class FolderImages:
-    """Image files as uint8 (B, channels, image_size, image_size): shorter side resized, centre cropped."""
+    """Image files as uint8 (B, channels, image_size, image_size): resized, centre cropped.
+
+    The shorter side becomes ``image_size``.
+    """
 
     def __init__(self, paths: Sequence[str], image_size: int, channels: int) -> None:
-        self.paths = np.array(
-            [os.fsencode(path) for path in paths]
-        )  # one array, so that workers share its memory
-        self.image_size, self.channels = image_size, channels
+        # One array, so that workers share its memory.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.image_size = image_size
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: Sequence[int] | Tensor) -> Tensor:
         positions = torch.as_tensor(index, dtype=torch.long).tolist()
-        images = torch.empty(
-            len(positions), self.channels, self.image_size, self.image_size, dtype=torch.uint8
-        )
+        size = self.image_size
+        images = torch.empty(len(positions), self.channels, size, size, dtype=torch.uint8)
         for image, position in zip(images, positions, strict=True):
-            image.copy_(
-                read_image(os.fsdecode(self.paths[position]), self.image_size, self.channels)
-            )
+            path = os.fsdecode(self.paths[position])
+            image.copy_(read_image(path, size, self.channels))
         return images
 
 
 def read_image(path: str, image_size: int, channels: int) -> Tensor:
-    """One image file as uint8 (channels, image_size, image_size); LANCZOS with PIL's antialias; alpha is dropped.
+    """One image file as uint8 (channels, image_size, image_size).
 
-    Raises DataError naming the file when it is corrupt, truncated, of another format or of more than MAX_PIXELS.
+    Resized by LANCZOS with PIL's antialias; an alpha channel is dropped. Raises DataError naming
+    the file when it is corrupt, truncated, of another format or of more than MAX_PIXELS.
     """
     if not os.path.isfile(path):  # a named pipe would be waited for for ever
         raise DataError(f"cannot read image {path}: it is gone, or no ordinary file")
@@ -87,31 +85,29 @@ def read_image(path: str, image_size: int, channels: int) -> Tensor:
 
 
 def decode_image(source: str | BinaryIO, name: str, image_size: int, channels: int) -> Tensor:
-    """``read_image`` of an open file, or of the file at a path; ``name`` is what an error calls it."""
+    """``read_image`` of an open file or of a path; ``name`` is what an error calls it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # PIL's own limit, which is higher
+            # PIL's own limit, which is higher.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as opened:
+                size = f"{opened.width} x {opened.height}"
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}"
-                    )
+                    raise DataError(f"{size} pixels are more than {MAX_PIXELS}")
                 picture = _convert(opened, "L" if channels == 1 else "RGB")
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
     except MemoryError:
         raise
     except Exception as error:  # PIL's decoders raise many kinds on damaged files
         raise DataError(f"cannot read image {name}: {error}") from error
-    return (
-        torch.from_numpy(np.array(picture)).view(image_size, image_size, channels).permute(2, 0, 1)
-    )
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.view(image_size, image_size, channels).permute(2, 0, 1)
 
 
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode.startswith("I"):  # 16 bits of grey: keep the upper 8, where PIL may clip
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+        upper = np.asarray(picture).astype(np.uint32) >> 8
+        picture = Image.fromarray(upper.astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     if picture.mode != mode:
@@ -122,25 +118,23 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
 def _files_by_split(root: Path) -> dict[str, list[tuple[str, str]]]:
     """Per split its image files as (folder below root, path below that folder), sorted."""
     if not root.is_dir():
-        raise DataError(
-            f"dataset.root={root} is not a folder: set dataset.root to a folder of images"
-        )
+        way_out = "set dataset.root to a folder of images"
+        raise DataError(f"dataset.root={root} is not a folder: {way_out}")
     folders = [split for split in SPLITS if (root / split).is_dir()]
     if folders and "train" not in folders:
-        raise DataError(
-            f"dataset.root={root} has {' and '.join(folders)} but no train: add it, or rename them"
-        )
+        problem = f"has {' and '.join(folders)} but no train: add it, or rename them"
+        raise DataError(f"dataset.root={root} {problem}")
     files: dict[str, list[tuple[str, str]]] = {split: [] for split in SPLITS}
     pool = "train" if folders else ""
     for file in _find_images(root / pool):
-        share = _share(file)
-        files["train" if share in folders else share].append((pool, file))
+        split = _drawn_split(file)
+        files["train" if split in folders else split].append((pool, file))
     for split in set(folders) - {"train"}:
         files[split] = [(split, file) for file in _find_images(root / split)]
     return files
 
 
-def _share(file: str) -> str:
+def _drawn_split(file: str) -> str:
     """Split of a file in an 80/10/10 cut, a function of its relative path alone."""
     return {0: "val", 1: "test"}.get(mix("image_folder", "split", file) % 10, "train")
 
@@ -157,20 +151,29 @@ def _walk(folder: Path) -> Iterator[str]:
     for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(current)
-        for link in (here / name for name in folders if (here / name).is_symlink()):
-            if any(link.samefile(above) for above in (here, *here.parents)):
-                raise DataError(
-                    f"dataset.root={folder}: {link} leads back to a folder that it is in: remove the link"
-                )
+        for name in folders:
+            _check_no_loop(folder, here / name)
         for name in files:
-            if not name.startswith(
-                "."
-            ):  # such as the "._photo.jpg" that macOS leaves on foreign disks
-                yield (Path(current) / name).relative_to(folder).as_posix()
+            # Hidden files include the "._photo.jpg" that macOS leaves on foreign disks.
+            if not name.startswith("."):
+                yield (here / name).relative_to(folder).as_posix()
+
+
+def _check_no_loop(root: Path, folder: Path) -> None:
+    """Raise DataError for a link to a folder above it, which would be walked for ever."""
+    if not folder.is_symlink():
+        return
+    above = folder.parent
+    if any(folder.samefile(place) for place in (above, *above.parents)):
+        problem = f"{folder} leads back to a folder that it is in: remove the link"
+        raise DataError(f"dataset.root={root}: {problem}")
 
 
 def _labels(files: list[str], every: list[str]) -> Tensor | None:
-    """Index (long) of each file's first folder among those of ``every`` file; None if some file lies in no folder."""
+    """Index (long) of each file's first folder among those of ``every`` file.
+
+    None if some file lies in no folder.
+    """
     if not all("/" in file for file in every):
         return None
     classes = sorted({file.split("/")[0] for file in every})

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from src.dataset.base import ImageData, check_split, fixed_split
-from src.errors import require
+from src.errors import require, require_count
 
 FACTORS = ("shape", "scale", "orientation", "x", "y")
 FACTOR_SIZES = (3, 4, 8, 8, 8)  # dSprites: (3, 6, 40, 32, 32)
-RADIUS = 0.4  # of the circle around a sprite of scale 1; the image spans [-1, 1], so no sprite is ever cut
+RADIUS = 0.4  # of the circle around a sprite of scale 1; the image spans [-1, 1]: none is ever cut
 CHUNK = 2**18  # pixels drawn at a time
 MAX_PIXELS = 2**32  # of all images together, one byte each: dSprites has 3.0e9
 
@@ -21,11 +21,12 @@ MAX_PIXELS = 2**32  # of all images together, one byte each: dSprites has 3.0e9
 def load(
     root: str | None, split: str, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES
 ) -> ImageData:
-    """White sprites on black (N, 1, image_size, image_size), labels = shape (square, ellipse, heart), factors (N, 5).
+    """White sprites on black (N, 1, image_size, image_size) with their factors (N, 5).
 
-    The grid of all factors is cut 80/10/10 by a fixed permutation. Orientation spans [0, 2 pi) for every shape as in
-    dSprites, so a square looks the same after each quarter turn and an ellipse after each half: pictures that are equal
-    for this reason fall into the same split. ``root`` is not used.
+    Labels are the shape: square, ellipse, heart. The grid of all factors is cut 80/10/10 by a fixed
+    permutation. Orientation spans [0, 2 pi) for every shape as in dSprites, so a square looks the
+    same after each quarter turn and an ellipse after each half: pictures that are equal for this
+    reason fall into the same split. ``root`` is not used.
     """
     check_split(split)
     _check(image_size, factor_sizes)
@@ -34,18 +35,17 @@ def load(
     num = int(picture.max()) + 1
     chosen = fixed_split("shapes", num, num_val=num // 10, num_test=num // 10, split=split)
     factors = factors[torch.isin(picture, chosen)]
-    return ImageData(
-        render(factors, image_size, factor_sizes), labels=factors[:, 0].clone(), factors=factors
-    )
+    images = render(factors, image_size, factor_sizes)
+    return ImageData(images, labels=factors[:, 0].clone(), factors=factors)
 
 
 def render(
     factors: Tensor, image_size: int = 32, factor_sizes: Sequence[int] = FACTOR_SIZES
 ) -> Tensor:
-    """Draw sprites: factors (N, 5) long -> uint8 (N, 1, image_size, image_size), edges anti-aliased.
+    """Draw sprites: factors (N, 5) long -> uint8 (N, 1, image_size, image_size), anti-aliased.
 
-    scale goes from 0.5 to 1; orientation k of n is 2 pi k / n, turning from x (right) to y (down); x and y place the
-    sprite's centre of mass.
+    scale goes from 0.5 to 1; orientation k of n is 2 pi k / n, turning from x (right) to y (down);
+    x and y place the sprite's centre of mass.
     """
     _check(image_size, factor_sizes)
     images = torch.empty(len(factors), 1, image_size, image_size, dtype=torch.uint8)
@@ -57,7 +57,7 @@ def render(
 
 
 def _draw(factors: Tensor, image_size: int, factor_sizes: Sequence[int]) -> Tensor:
-    """Grey values (N, image_size, image_size): 255 times the share of each pixel that the sprite covers."""
+    """Grey values (N, image_size, image_size): 255 times the covered fraction of each pixel."""
     shape, scale, turn, x, y = factors.unbind(1)
     _, num_scales, num_turns, num_x, num_y = factor_sizes
     size = (RADIUS * _levels(0.5, 1, num_scales)[scale]).view(-1, 1, 1)
@@ -86,15 +86,21 @@ def _ellipse(u: Tensor, v: Tensor, minor: float = 0.6) -> Tensor:
 
 
 def _heart(u: Tensor, v: Tensor, tip: float = 0.65666) -> Tensor:
-    """A square on its corner and two half discs: in (p, q) tip (0, 0), notch (0, 1), centre of mass (0, ``tip``)."""
-    p, q = (u * tip).abs(), tip - v * tip  # v points down
+    """A square on its corner and two half discs.
+
+    In (p, q): tip (0, 0), notch (0, 1), centre of mass (0, ``tip``).
+    """
+    p = (u * tip).abs()
+    q = tip - v * tip  # v points down
     disc = torch.hypot(p - 0.25, q - 0.75) - math.sqrt(2) / 4
     along = (p + q).clamp(min=0) / 2
-    edge = torch.minimum(torch.hypot(p, q - 1), torch.hypot(p - along, q - along)) * (p - q).sign()
+    to_edge = torch.minimum(torch.hypot(p, q - 1), torch.hypot(p - along, q - along))
+    edge = to_edge * (p - q).sign()
     return torch.where(p + q > 1, disc, edge) / tip
 
 
-# Signed distance to the outline at (u, v), negative inside; centre of mass at (0, 0), circumscribed circle of radius 1.
+# Signed distance to the outline at (u, v), negative inside; centre of mass at (0, 0), circumscribed
+# circle of radius 1.
 SPRITES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (_square, _ellipse, _heart)
 SYMMETRY = torch.tensor([4, 2, 1])  # turns of 360 degrees / SYMMETRY leave the sprite as it is
 
@@ -114,18 +120,13 @@ def _levels(low: float, high: float, num: int) -> Tensor:
 
 
 def _check(image_size: int, factor_sizes: Sequence[int]) -> None:
-    whole = isinstance(image_size, int) and image_size >= 8
-    require(whole, "image_size", image_size, "must be an integer >= 8")
-    require(
-        len(factor_sizes) == len(FACTORS)
-        and min(factor_sizes) >= 1
-        and factor_sizes[0] <= len(SPRITES),
-        "factor_sizes",
-        list(factor_sizes),
-        f"{len(FACTORS)} integers of at least 1 ({', '.join(FACTORS)}), with at most {len(SPRITES)} shapes",
-    )
+    require_count("image_size", image_size, least=8)
+    positive = len(factor_sizes) == len(FACTORS) and min(factor_sizes) >= 1
+    known = positive and factor_sizes[0] <= len(SPRITES)
+    numbers = f"{len(FACTORS)} integers of at least 1 ({', '.join(FACTORS)})"
+    allowed = f"{numbers}, with at most {len(SPRITES)} shapes"
+    require(known, "factor_sizes", list(factor_sizes), allowed)
     num = math.prod(factor_sizes)
     fits = num * image_size**2 <= MAX_PIXELS
-    require(
-        fits, "image_size", image_size, f"must keep all {num} images (factor_sizes) below 4 GiB"
-    )
+    allowed = f"must keep all {num} images (factor_sizes) below 4 GiB"
+    require(fits, "image_size", image_size, allowed)

@@ -1,4 +1,4 @@
-"""Data sets that torchvision can read and download: the part that mnist, fashion_mnist and cifar10 share."""
+"""Data sets that torchvision reads and downloads: what mnist, fashion_mnist and cifar10 share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from src.errors import DataError, require
 NUM_VAL = 5000  # cut from the official training set
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte; the default is to wait for ever
 
-# What torchvision's readers raise on a file that is not what its name says.
+# What torchvision's readers raise on a damaged file, or one of another format.
 UNREADABLE = (
     AssertionError,
     EOFError,
@@ -49,24 +49,24 @@ class Source(NamedTuple):
 
 
 def idx_source(dataset: type[MNIST], key: str) -> Source:
-    """Source of a set in MNIST's file format: ROOT/MNIST/raw/train-images-idx3-ubyte and three more."""
+    """Source of a set in MNIST's file format.
+
+    ROOT/MNIST/raw/train-images-idx3-ubyte and three more.
+    """
     folder = f"{dataset.__name__}/raw"
     archives = [name for name, _ in dataset.resources]
-    return Source(
-        dataset,
-        key,
-        folder,
-        files=[name.removesuffix(".gz") for name in archives],
-        archives=[f"{folder}/{name}" for name in archives],
-        is_sound=_is_sound_idx,
-    )
+    files = [name.removesuffix(".gz") for name in archives]
+    paths = [f"{folder}/{name}" for name in archives]
+    return Source(dataset, key, folder, files, paths, is_sound=_is_sound_idx)
 
 
 def batch_source(dataset: type[CIFAR10], key: str) -> Source:
-    """Source of a set in CIFAR's pickled batches: ROOT/cifar-10-batches-py/data_batch_1 and more, checked by MD5."""
-    md5 = dict(
-        [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
-    )
+    """Source of a set in CIFAR's pickled batches, checked by MD5.
+
+    ROOT/cifar-10-batches-py/data_batch_1 and more.
+    """
+    meta = [dataset.meta["filename"], dataset.meta["md5"]]
+    md5 = dict([*dataset.train_list, *dataset.test_list, meta])
     return Source(
         dataset,
         key,
@@ -78,17 +78,14 @@ def batch_source(dataset: type[CIFAR10], key: str) -> Source:
 
 
 def load_official(source: Source, root: str, split: str) -> ImageData:
-    """The official test set as test; the official training set cut into train and 5,000 val by a fixed permutation.
+    """The official test set as test; 5,000 images of the official training set as val.
 
-    Nothing is written when the files are under ``root``; they are downloaded to it otherwise.
+    They are cut from it by a fixed permutation; the rest is train. Nothing is written when the
+    files are under ``root``; they are downloaded to it otherwise.
     """
     check_split(split)
-    require(
-        bool(root),
-        "dataset.root",
-        root,
-        f"the folder that holds {source.folder}, or where to download it",
-    )
+    allowed = f"the folder that holds {source.folder}, or where to download it"
+    require(bool(root), "dataset.root", root, allowed)
     place = Path(root).expanduser()
     if not all((place / source.folder / name).is_file() for name in source.files):
         _download(source, place)
@@ -100,45 +97,51 @@ def load_official(source: Source, root: str, split: str) -> ImageData:
 
 
 def _read(source: Source, root: Path, train: bool) -> ImageData:
-    """Images (N, C, H, W) uint8 and labels of the official training or test set; DataError names a damaged file."""
+    """Images (N, C, H, W) uint8 and labels of the official training or test set.
+
+    DataError names a damaged file.
+    """
     try:
         official = source.dataset(str(root), train=train)
     except UNREADABLE as error:
-        paths = [root / source.folder / name for name in source.files]
-        damaged = next((path for path in paths if not source.is_sound(path)), root / source.folder)
-        raise DataError(
-            f"{damaged} is damaged ({_reason(error)}): remove it to have it downloaded again"
-        ) from error
+        folder = root / source.folder
+        paths = [folder / name for name in source.files]
+        damaged = next((path for path in paths if not source.is_sound(path)), folder)
+        problem = f"is damaged ({_reason(error)}): remove it to have it downloaded again"
+        raise DataError(f"{damaged} {problem}") from error
     pixels = torch.as_tensor(official.data)  # (N, H, W), or (N, H, W, C)
     images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     labels = torch.as_tensor(official.targets, dtype=torch.long)
     if len(images) != len(labels):
-        raise DataError(
-            f"{root / source.folder} has {len(images)} images and {len(labels)} labels: replace its files"
-        )
+        found = f"{len(images)} images and {len(labels)} labels"
+        raise DataError(f"{root / source.folder} has {found}: replace its files")
     return ImageData(images, labels)
 
 
 def _download(source: Source, root: Path) -> None:
-    """Download into a scratch folder and move the finished files: a killed download leaves nothing half done."""
+    """Download into a scratch folder and move the finished files.
+
+    A killed download leaves nothing half done. Raises DataError.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (
-            _timeout(DOWNLOAD_TIMEOUT),
-            tempfile.TemporaryDirectory(prefix=".download-", dir=root) as name,
-        ):
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".download-", dir=root)
+        with _timeout(DOWNLOAD_TIMEOUT), scratch_folder as name:
             scratch = Path(name)
-            for archive in filter(lambda archive: (root / archive).is_file(), source.archives):
-                (scratch / archive).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / archive, scratch / archive)
+            for archive in source.archives:
+                if (root / archive).is_file():
+                    (scratch / archive).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(root / archive, scratch / archive)
             source.dataset(str(scratch), download=True)
             (root / source.folder).mkdir(parents=True, exist_ok=True)
             for file in source.files:
                 os.replace(scratch / source.folder / file, root / source.folder / file)
     except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError
+        name = source.dataset.__name__
+        way_out = f"place {', '.join(source.files)} in {root / source.folder}"
         raise DataError(
-            f"{source.dataset.__name__} is not under dataset.root={root} and cannot be downloaded ({_reason(error)}): "
-            f"place {', '.join(source.files)} in {root / source.folder}, or set dataset.root to a folder that has them"
+            f"{name} is not under dataset.root={root} and cannot be downloaded ({_reason(error)}): "
+            f"{way_out}, or set dataset.root to a folder that has them"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What features are: numbers from images, in which generated and real images are compared (Heusel et al. 2017)."""
+"""Features: numbers in which generated and real images are compared (Heusel et al. 2017)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class ImageSource(Protocol):
-    """Images indexed by a list of positions: a uint8 tensor (N, C, H, W), or a lazy reader with the same indexing."""
+    """Images indexed by a list of positions.
+
+    A uint8 tensor (N, C, H, W), or a lazy reader with the same indexing.
+    """
 
     def __len__(self) -> int: ...
 
@@ -21,10 +24,13 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class CanClassify(Protocol):
-    """Features that a classifier decides on can also say what they see (Inception score and its relatives)."""
+    """Features of a classifier, which also give class probabilities (for the Inception score)."""
 
     def probabilities_of(self, features: Tensor) -> Tensor:
-        """Class probabilities (B, num_classes) float32 of features (B, num_features), without a second pass."""
+        """Class probabilities (B, num_classes) float32 of features (B, num_features).
+
+        Without a second pass over the images.
+        """
 
 
 @runtime_checkable
@@ -32,15 +38,15 @@ class HasAccuracy(Protocol):
     """Features of a classifier whose classes are those of the data set."""
 
     def accuracy(self, images: ImageSource, labels: Tensor) -> float:
-        """Share of the images that it gives the right label."""
+        """Fraction of the images that it gives the right label."""
 
 
 class Features(nn.Module, ABC):
-    """Frozen map from images to features: ``features(uint8 (B, C, H, W)) -> (B, num_features) float32``.
+    """Frozen map from images to features: uint8 (B, C, H, W) -> (B, num_features) float32.
 
-    name: part of the logged name (``val/fid_<name>``). resize: what is done to the size of images. The answer does not
-    depend on the surroundings: always eval mode, no gradient and float32, also under autocast; images are moved to the
-    features' device.
+    name: part of the logged name (``val/fid_<name>``). resize: what is done to the size of images.
+    The result does not depend on the surroundings: always eval mode, no gradient and float32, also
+    under autocast; images are moved to the features' device.
     """
 
     name: str
@@ -49,9 +55,8 @@ class Features(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer(
-            "_anchor", torch.zeros(()), persistent=False
-        )  # knows the device before there are weights
+        # On the features' device, also before there are weights.
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)
 
     @property
     @abstractmethod
@@ -64,7 +69,7 @@ class Features(nn.Module, ABC):
         return self._anchor.device
 
     def fit(self, images: ImageSource, labels: Tensor | None) -> None:
-        """Train on a data set, where the features are trained; nothing to do for pretrained ones."""
+        """Train on a data set, where the features are trained; pretrained ones do nothing."""
         return
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,18 +86,17 @@ class Features(nn.Module, ABC):
         """Compute the features of checked images on the right device."""
 
     def _frozen(self, compute: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """Run ``compute`` on images or features without gradient, in float32, on the features' device."""
+        """Run ``compute`` on images or features: no gradient, float32, on the features' device."""
         self.eval()  # parts built after the constructor start in training mode
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return compute(values.to(self.device)).float()
 
 
 def check_images(images: Tensor) -> None:
-    """Raise TypeError unless the images are a uint8 tensor, ValueError unless it is (B, C, H, W)."""
+    """Raise TypeError unless the images are a uint8 tensor, ValueError unless (B, C, H, W)."""
     kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
     if kind != torch.uint8:
-        raise TypeError(
-            f"images are {kind}: features take uint8 in 0..255, round(127.5 * x + 127.5) of x in [-1, 1]"
-        )
+        allowed = "features take uint8 in 0..255, round(127.5 * x + 127.5) of x in [-1, 1]"
+        raise TypeError(f"images are {kind}: {allowed}")
     if images.dim() != 4:
         raise ValueError(f"images have shape {tuple(images.shape)}: features take (B, C, H, W)")

@@ -1,7 +1,7 @@
-"""Features of CLIP's image encoder (Radford et al. 2021), in which Kynkäänniemi et al. 2023 take the Fréchet distance.
+"""Features of CLIP's image encoder (Radford et al. 2021).
 
-The network is torch-fidelity's. As in OpenAI's code, and unlike in torch-fidelity, images are resized with PIL's
-bicubic filter.
+Kynkäänniemi et al. 2023 take the Fréchet distance in them. The network is torch-fidelity's. As
+in OpenAI's code, and unlike in torch-fidelity, images are resized with PIL's bicubic filter.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from torchvision.transforms.functional import normalize
 from src.errors import require
 from src.features.pretrained import Pretrained, Published, State, load_exactly, resize
 
-PIXELS = (
-    (0.48145466, 0.4578275, 0.40821073),
-    (0.26862954, 0.26130258, 0.27577711),
-)  # mean, standard deviation in 0..1
+# Mean and standard deviation of pixels in 0..1.
+PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 class Variant(NamedTuple):
-    """Size of an image encoder, in the order of its constructor: pixels a side, of the image and of a patch, ..."""
+    """Size of an image encoder, in the order of its constructor; the first two in pixels a side."""
 
     image_size: int
     patch_size: int
@@ -46,11 +44,15 @@ VARIANTS = {
 
 
 class CLIP(Pretrained):
-    """512 or 768 features (the image embedding, not normalised) of images of any size, stretched to a square inside.
+    """512 or 768 features: the image embedding of CLIP (Radford et al. 2021), not normalised.
 
-    variant: vit-b-32 (the one of FID_CLIP), vit-b-16, vit-l-14 or vit-l-14-336px. weights, sha256: see ``Pretrained``.
-    OpenAI publishes TorchScript archives, which hold code beside the weights: only the published file is opened, and
-    only its state dict used (a digest that a checkpoint brings is no reason to trust one); else a state dict is needed.
+    Images of any size are stretched to a square inside. OpenAI publishes TorchScript archives,
+    which hold code beside the weights: only the published file is opened, and only its state dict
+    used (a digest that a checkpoint brings is no reason to trust one); else a state dict is needed.
+
+    Arguments:
+        weights, sha256: see ``Pretrained``.
+        variant: vit-b-32 (the one of FID_CLIP), vit-b-16, vit-l-14 or vit-l-14-336px.
     """
 
     name = "clip"
@@ -67,7 +69,8 @@ class CLIP(Pretrained):
         chosen = VARIANTS[variant]
         network = partial(VisionTransformer, *chosen)
         super().__init__(_published(variant), weights, sha256, partial(load_exactly, network))
-        self.num_features, self.image_size = chosen.num_features, chosen.image_size
+        self.num_features = chosen.num_features
+        self.image_size = chosen.image_size
 
     def _describe(self, images: Tensor) -> Tensor:
         return self.network(normalize(resize(images, self.image_size) / 255, *PIXELS))
@@ -78,29 +81,24 @@ class CLIP(Pretrained):
         elif pinned:
             state = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
         else:
-            raise ValueError(
-                "a TorchScript archive holds code: only the published one is opened; give a state dict"
-            )
+            allowed = "only the published one is opened; give a state dict"
+            raise ValueError(f"a TorchScript archive holds code: {allowed}")
         prefix = "visual."  # the rest is the text encoder
-        return {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
+        visual = [name for name in state if name.startswith(prefix)]
+        return {name.removeprefix(prefix): state[name] for name in visual}
 
 
 def _published(variant: str) -> Published:
     """OpenAI's file; its address holds its SHA-256."""
     known = MODEL_METADATA[f"clip-{variant}"]
-    names = (
-        f"clip-{variant}-{known['hash']}.pt",
-        f"{known['filename']}.pt",
-    )  # torch-fidelity's and OpenAI's
+    # torch-fidelity's name and OpenAI's.
+    names = (f"clip-{variant}-{known['hash']}.pt", f"{known['filename']}.pt")
     return Published(MODEL_URLS[f"clip-{variant}"], names, known["hash"])
 
 
 def _is_torchscript(content: bytes) -> bool:
     file = io.BytesIO(content)
-    return zipfile.is_zipfile(file) and any(
-        name.endswith("/constants.pkl") for name in zipfile.ZipFile(file).namelist()
-    )
+    if not zipfile.is_zipfile(file):
+        return False
+    names = zipfile.ZipFile(file).namelist()
+    return any(name.endswith("/constants.pkl") for name in names)

@@ -13,22 +13,20 @@ from src.files import content_hash
 
 
 class Pixels(Features):
-    """Pixels in [-1, 1], flattened; sides above ``max_size`` are averaged down to it, so 3072 features at most for RGB.
+    """Pixels in [-1, 1], flattened; sides above ``max_size`` are averaged down to it.
 
-    shape: of the images, (C, H, W). A distance between Gaussians sees mean and covariance of the pixels and nothing
-    else: samples of a Gaussian fitted to the data are as good as the data, and noise costs what it adds to the
-    variance. So it tells a broken model from a working one and says little about how images look.
+    shape: of the images, (C, H, W); at the default ``max_size`` at most 3072 features for RGB. A
+    distance between Gaussians sees mean and covariance of the pixels and nothing else: samples of a
+    Gaussian fitted to the data are as good as the data, and noise costs what it adds to the
+    variance. So it distinguishes a broken model from a working one and shows little of how images
+    look.
     """
 
     name = "pixels"
 
     def __init__(self, shape: Sequence[int], max_size: int = 32) -> None:
-        require(
-            len(shape) == 3 and min(shape) >= 1,
-            "shape",
-            shape,
-            "must be channels, height, width, each >= 1",
-        )
+        sensible = len(shape) == 3 and min(shape) >= 1
+        require(sensible, "shape", shape, "must be channels, height, width, each >= 1")
         require(max_size >= 1, "max_size", max_size, "must be 1 or more")
         super().__init__()
         self.shape = tuple(shape)
@@ -45,7 +43,6 @@ class Pixels(Features):
 
     def _extract(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.shape:
-            raise ValueError(
-                f"features=pixels is set up for images {self.shape}, these are {tuple(images.shape[1:])}"
-            )
+            found = f"these are {tuple(images.shape[1:])}"
+            raise ValueError(f"features=pixels is set up for images {self.shape}, {found}")
         return F.adaptive_avg_pool2d(images.float() / 127.5 - 1, self.size).flatten(1)

@@ -1,4 +1,7 @@
-"""Features of networks with published weights: a file is found or downloaded once, hashed, and only then read."""
+"""Features of networks with published weights.
+
+A file is found or downloaded once, hashed, and only then read.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Published:
-    """A published weight file: where it is, the names it goes by in torch's hub cache (the first is ours), its hash."""
+    """A published weight file: where it is, its names in torch's hub cache, its hash.
+
+    The first of the names is ours.
+    """
 
     url: str
     names: tuple[str, ...]
@@ -36,15 +42,21 @@ class Published:
 
 
 class Pretrained(Features):
-    """Features of a network whose weights come from a file; grey images are repeated to three channels.
+    """Features of a network whose weights come from a file; grey images get three channels.
 
-    weights: path of the weight file; null: the published one from torch's hub cache, downloaded there once. sha256:
-    what the file must hash to before it is opened: ``published`` (the digest pinned in the code), 64 hexadecimal
-    digits, or null, which accepts any file. The hash of the file is part of the key in any case. build: state dict ->
-    network. Raises DataError when there is no file, CheckpointError when it is another one.
+    Arguments:
+        published: the published file.
+        weights: path of the weight file; null: the published one from torch's hub cache, downloaded
+            there once.
+        sha256: what the file must hash to before it is opened: ``published`` (the digest pinned in
+            the code), 64 hexadecimal digits, or null, which accepts any file. The hash of the file
+            is part of the key in any case.
+        build: state dict -> network.
 
-    Files are data: they are read with ``weights_only=True``, so no code in them can run, and once, so they cannot
-    change between check and use.
+    Raises DataError when there is no file, CheckpointError when it is another one.
+
+    Files are data: they are read with ``weights_only=True``, so no code in them can run, and once,
+    so they cannot change between check and use.
     """
 
     recipe: str  # part of the key: count up whenever the preprocessing or the network changes
@@ -56,15 +68,10 @@ class Pretrained(Features):
         sha256: str | None,
         build: Callable[[State], nn.Module],
     ) -> None:
-        valid = (
-            sha256 in (None, "published") or re.fullmatch("[0-9a-f]{64}", str(sha256)) is not None
-        )
-        require(
-            valid,
-            "sha256",
-            sha256,
-            "must be published, 64 hexadecimal digits (lower case), or null for any file",
-        )
+        is_digest = re.fullmatch("[0-9a-f]{64}", str(sha256)) is not None
+        valid = is_digest or sha256 in (None, "published")
+        allowed = "must be published, 64 hexadecimal digits (lower case), or null for any file"
+        require(valid, "sha256", sha256, allowed)
         super().__init__()
         path = _find(published, self.name) if weights is None else Path(weights).expanduser()
         try:
@@ -89,9 +96,8 @@ class Pretrained(Features):
     def _extract(self, images: Tensor) -> Tensor:
         channels = images.shape[1]
         if channels not in (1, 3):
-            raise ValueError(
-                f"features={self.name} takes images with 1 or 3 channels, these have {channels}"
-            )
+            allowed = f"features={self.name} takes images with 1 or 3 channels"
+            raise ValueError(f"{allowed}, these have {channels}")
         return self._describe(images.expand(-1, 3, -1, -1))
 
     def _read(self, content: bytes, pinned: bool) -> State:
@@ -102,22 +108,22 @@ class Pretrained(Features):
         self, content: bytes, path: Path, pinned: bool, build: Callable[[State], nn.Module]
     ) -> nn.Module:
         try:
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # random initial weights must not move the run's random numbers
+            # Random initial weights must not move the run's random numbers.
+            with torch.random.fork_rng(devices=[]):
                 return build(self._read(content, pinned)).requires_grad_(False)
         except MemoryError:
             raise
         except Exception as error:  # foreign files fail in pickle, zip or torch
             reason = f"{type(error).__name__}: {first_line(error)}"
-            message = (
-                f"features.weights={path}: cannot be read as weights of this network ({reason})"
-            )
-            raise CheckpointError(message) from error
+            problem = f"cannot be read as weights of this network ({reason})"
+            raise CheckpointError(f"features.weights={path}: {problem}") from error
 
 
 def load_exactly(network: Callable[[], nn.Module], state: State) -> nn.Module:
-    """A float32 network made of the tensors of a state dict, all of them; no weights are drawn to be overwritten."""
+    """A float32 network made of the tensors of a state dict, all of them.
+
+    No weights are drawn to be overwritten.
+    """
     with torch.device("meta"):
         empty = network()
     empty.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
@@ -125,16 +131,16 @@ def load_exactly(network: Callable[[], nn.Module], state: State) -> nn.Module:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Stretch uint8 images to (B, C, size, size), float32 with whole values in 0..255, as PIL's bicubic filter does.
+    """Stretch uint8 images to (B, C, size, size) as PIL's bicubic filter does.
 
-    PIL filters rows, then columns, and rounds after both: at sharp edges that is up to 20 levels from one pass. Square
-    images agree with PIL but for one level (seldom two) in fewer than 1 % of the pixels.
+    float32 with whole values in 0..255. PIL filters rows, then columns, and rounds after both: at
+    sharp edges that is up to 20 levels from one pass. Square images agree with PIL but for one
+    level (seldom two) in fewer than 1 % of the pixels.
     """
     resized = images.float()
     for shape in ((images.shape[2], size), (size, size)):
-        resized = (
-            F.interpolate(resized, size=shape, mode="bicubic", antialias=True).round().clamp(0, 255)
-        )
+        resized = F.interpolate(resized, size=shape, mode="bicubic", antialias=True)
+        resized = resized.round().clamp(0, 255)
     return resized
 
 
@@ -142,9 +148,8 @@ def _find(published: Published, name: str) -> Path:
     """Path of the published file in torch's hub cache; downloads it when it is not there."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     for candidate in published.names:
-        if os.path.isfile(
-            folder / candidate
-        ):  # Path.is_file raises where the folder may not be read
+        # Path.is_file raises where the folder may not be read.
+        if os.path.isfile(folder / candidate):
             return folder / candidate
     path = folder / published.names[0]
     log.info("features=%s: downloading %s to %s", name, published.url, path)
@@ -153,11 +158,8 @@ def _find(published: Published, name: str) -> Path:
         torch.hub.download_url_to_file(
             published.url, str(path), hash_prefix=published.sha256, progress=False
         )
-    except (
-        OSError,
-        http.client.HTTPException,
-        RuntimeError,
-    ) as error:  # RuntimeError: another hash
+    # RuntimeError: another hash.
+    except (OSError, http.client.HTTPException, RuntimeError) as error:
         reason = f"the download failed ({first_line(error)}); {_ways_out(published)}"
         raise DataError(f"features={name} has no weights, {reason}") from error
     return path
@@ -167,7 +169,8 @@ def _check(path: Path, digest: str, expected: str | None) -> None:
     """The one place where the identity of a file is decided."""
     if expected is not None and digest != expected:
         raise CheckpointError(
-            f"features.weights={path}: its SHA-256 is {digest}, expected {expected}: delete the file if it is damaged; "
+            f"features.weights={path}: its SHA-256 is {digest}, expected {expected}: "
+            "delete the file if it is damaged; "
             "features.sha256=null accepts any file and records its hash in the key"
         )
 

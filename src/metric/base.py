@@ -19,9 +19,13 @@ BLOCK = 2**22  # elements of a matrix between two sets that are held at a time, 
 class Measurement:
     """A number that says how sure it is and under which circumstances it holds.
 
-    value: None where there is none; then ``reason`` says why in one line. error: its uncertainty in the same unit,
-    whose meaning ``error_kind`` names ("standard error", "sd over 10 splits", ...). context: what it depends on.
-    applies: False where there can be no such number, whatever the images are (a classifier's, of other features).
+    Arguments:
+        value: None where there is none; then ``reason`` says why in one line.
+        error: its uncertainty in the same unit, whose meaning ``error_kind`` names ("standard
+            error", "sd over 10 splits", ...).
+        context: what it depends on.
+        applies: False where there can be no such number, whatever the images are (a classifier's,
+            of other features).
     """
 
     value: float | None
@@ -52,8 +56,12 @@ class Reference:
 class Samples:
     """What a measure may look at: one pass of features over generated and real images.
 
-    real: of the training split. fake: (n, d) of generated images. held_out: (m, d) of real images that no model has
-    seen, or None. probabilities: (n, num_classes) of the generated images where the features are a classifier's.
+    Arguments:
+        real: of the training split.
+        fake: (n, d) of generated images.
+        held_out: (m, d) of real images that no model has seen, or None.
+        probabilities: (n, num_classes) of the generated images where the features are a
+            classifier's.
     """
 
     real: Reference
@@ -68,7 +76,7 @@ class Measure(Protocol):
     names: Sequence[str]  # of all that it returns
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
-        """Measure; raises ValueError with a one-line reason where the samples have no such number."""
+        """Measure; raises ValueError with a one-line reason where there is no such number."""
 
 
 @runtime_checkable
@@ -78,11 +86,14 @@ class HasFloor(Protocol):
     floor_name: str
 
     def floor(self, real: Reference, held_out: Reference) -> Measurement:
-        """Measure held-out images; raises ValueError with a one-line reason where there is no such number."""
+        """Measure held-out images.
+
+        Raises ValueError with a one-line reason where there is no such number.
+        """
 
 
 def evenly_spaced(features: Tensor, most: int) -> Tensor:
-    """At most ``most`` of the features (n, d), evenly spaced: a data set may be sorted, by class for example."""
+    """At most ``most`` of the features (n, d), evenly spaced: data may be sorted, by class say."""
     if len(features) <= most:
         return features
     return features[torch.arange(most, device=features.device) * len(features) // most]
@@ -95,9 +106,10 @@ def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 def share_error(variance: float, num: int) -> float:
-    """Standard error of the mean of ``num`` independent draws from [0, 1] of this variance, above 0 for equal ones too.
+    """Standard error of the mean of ``num`` independent draws from [0, 1] of this variance.
 
-    Half the width of Wilson's interval (1927) at one standard error, which adds one draw: half a 0 and half a 1.
+    Half the width of Wilson's interval (1927) at one standard error, which adds one draw: half a 0
+    and half a 1. So it is above 0 for equal draws too.
     """
     return (num * variance + 0.25) ** 0.5 / (num + 1)
 

@@ -12,10 +12,11 @@ from src.metric.factor_table import FactorTable, Floats, Ints, in_chunks
 def beta_vae_score(
     table: FactorTable, num_train: int, num_eval: int, batch_size: int, generator: torch.Generator
 ) -> float:
-    """Accuracy in [0, 1] of telling which factor pairs of images share from the mean of |z_1 - z_2| over a batch.
+    """BetaVAE score, in [0, 1] (Higgins et al. 2017, section 3).
 
-    The classifier is scikit-learn's multinomial logistic regression with its default penalty, as in disentanglement_lib
-    but run until it converges.
+    Accuracy of predicting which factor pairs of images share from the mean of |z_1 - z_2| over a
+    batch. The classifier is scikit-learn's multinomial logistic regression with its default
+    penalty, as in disentanglement_lib but run until it converges.
     """
     classifier = LogisticRegression(max_iter=1000, random_state=0)
     classifier.fit(*pair_differences(table, num_train, batch_size, generator))
@@ -25,7 +26,11 @@ def beta_vae_score(
 def pair_differences(
     table: FactorTable, num: int, batch_size: int, generator: torch.Generator
 ) -> tuple[Floats, Ints]:
-    """Mean |z_1 - z_2| of ``num`` batches of pairs, (num, L), and the factor that the pairs share, (num,)."""
+    """Mean |z_1 - z_2| of ``num`` batches of pairs, (num, L), and the factor they share, (num,)."""
     factor, first, second = table.pairs(num, batch_size, generator)
     codes = table.codes
-    return in_chunks(lambda a, b: np.abs(codes[a] - codes[b]).mean(axis=1), first, second), factor
+
+    def difference(a: Ints, b: Ints) -> Floats:
+        return np.abs(codes[a] - codes[b]).mean(axis=1)
+
+    return in_chunks(difference, first, second), factor

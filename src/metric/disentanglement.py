@@ -1,4 +1,4 @@
-"""Five disentanglement metrics of one table of codes by disentanglement_lib's protocol (Locatello et al. 2019)."""
+"""Five disentanglement metrics by the protocol of disentanglement_lib (Locatello et al. 2019)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ Measurements = dict[str, Measurement]
 class Disentanglement:
     """MIG, DCI, SAP, FactorVAE and BetaVAE score of codes whose ground-truth factors are known.
 
-    num_train: points (MIG, DCI, SAP) or batches (FactorVAE, BetaVAE) to fit on; num_eval: to test on; batch_size:
-    images or pairs in a batch. All are drawn with replacement from the table, so in a small one the classifiers are
-    tested on images that they know. Errors are those of the test points alone; training seeds move scores far more.
+    Points are drawn with replacement from the table, so in a small one the classifiers are tested
+    on images that they were fitted on. Errors are those of the test points alone; training seeds
+    move scores far more.
+
+    Arguments:
+        num_train: points (MIG, DCI, SAP) or batches (FactorVAE, BetaVAE) to fit on.
+        num_eval: to test on.
+        batch_size: images or pairs in a batch.
+        seed: of the draws.
     """
 
     names: Sequence[str] = (
@@ -45,32 +51,32 @@ class Disentanglement:
         require(num_train >= 100, "num_train", num_train, "must be 100 or more")
         require(num_eval >= 1, "num_eval", num_eval, "must be 1 or more")
         require(batch_size >= 2, "batch_size", batch_size, "must be 2 or more, for a variance")
-        self.num_train, self.num_eval, self.batch_size, self.seed = (
-            num_train,
-            num_eval,
-            batch_size,
-            seed,
-        )
+        self.num_train = num_train
+        self.num_eval = num_eval
+        self.batch_size = batch_size
+        self.seed = seed
 
     def __call__(self, codes: Tensor, factors: Tensor) -> Measurements:
-        """Measure codes (N, L), such as posterior means, with factors (N, F) long; a reason where there is no score."""
+        """Measure codes (N, L), such as posterior means, with factors (N, F) long.
+
+        Where there is no score, a null with its reason.
+        """
         try:
             table = FactorTable(codes, factors)
         except ValueError as error:
             return _without_value(self.names, error)
         random = generator("disentanglement", "points", self.seed)
-        train, test = table.points(self.num_train, random), table.points(self.num_eval, random)
-        measured = (
-            _attempt(self.names[:1], lambda: (Measurement(mig(train)),))
-            | _attempt(self.names[1:4], lambda: _dci(train, test))
-            | _attempt(self.names[4:5], lambda: (_sap(train, test),))
-            | _attempt(
-                self.names[5:6],
-                lambda: (self._accuracy(factor_vae_score, "factor_vae_score", table),),
-            )
-            | _attempt(
-                self.names[6:], lambda: (self._accuracy(beta_vae_score, "beta_vae_score", table),)
-            )
+        train = table.points(self.num_train, random)
+        test = table.points(self.num_eval, random)
+        names = self.names
+        measured = _attempt(names[:1], lambda: (Measurement(mig(train)),))
+        measured |= _attempt(names[1:4], lambda: _dci(train, test))
+        measured |= _attempt(names[4:5], lambda: (_sap(train, test),))
+        measured |= _attempt(
+            names[5:6], lambda: (self._accuracy(factor_vae_score, "factor_vae_score", table),)
+        )
+        measured |= _attempt(
+            names[6:], lambda: (self._accuracy(beta_vae_score, "beta_vae_score", table),)
         )
         context = {
             "protocol": "disentanglement_lib",
@@ -87,9 +93,10 @@ class Disentanglement:
     def _accuracy(self, score: Callable[..., float], key: str, table: FactorTable) -> Measurement:
         """key: of the noise, a constant that outlives the names in the code."""
         random = generator("disentanglement", key, self.seed)
-        share = score(table, self.num_train, self.num_eval, self.batch_size, random)
-        error = binomial_error(share, self.num_eval)
-        return Measurement(share, error, "standard error", context={"batch_size": self.batch_size})
+        accuracy = score(table, self.num_train, self.num_eval, self.batch_size, random)
+        error = binomial_error(accuracy, self.num_eval)
+        context = {"batch_size": self.batch_size}
+        return Measurement(accuracy, error, "standard error", context=context)
 
 
 def _dci(train: Points, test: Points) -> tuple[Measurement, ...]:
@@ -105,7 +112,7 @@ def _dci(train: Points, test: Points) -> tuple[Measurement, ...]:
 
 
 def _sap(train: Points, test: Points) -> Measurement:
-    """Beside it, what standardised factors would score as codes, and the form for continuous factors."""
+    """Its context: the score of standardised factors as codes, and SAP for continuous factors."""
     codes = standardised(np.concatenate([train.factors, test.factors]))
     num = len(train.factors)
     perfect = sap(Points(codes[:num], train.factors), Points(codes[num:], test.factors))

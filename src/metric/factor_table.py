@@ -1,7 +1,8 @@
-"""Codes and ground-truth factors of all images, and how the disentanglement metrics sample from them.
+"""Codes and ground-truth factors of all images, from which the disentanglement metrics sample.
 
-disentanglement_lib (Locatello et al. 2019) renders an image for each factor vector that it draws; here each draw is a
-row of a table of images that are encoded already, which is the same where the table holds the full grid.
+disentanglement_lib (Locatello et al. 2019) renders an image for each factor vector that it draws;
+here each draw is a row of a table of images that are encoded already, which is the same where the
+table holds the full grid.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-ROUNDING = 1e-12  # relative variance below which a latent is the rounding of a constant, as with Kumar et al. 2018
+# Relative variance below which a latent is the rounding of a constant, as with Kumar et al. 2018.
+ROUNDING = 1e-12
 
 
 class Points(NamedTuple):
@@ -28,20 +30,20 @@ class Points(NamedTuple):
 
 
 class FactorTable:
-    """All images as codes (N, L) and factor levels (N, F), a full or a partial grid, to draw rows from.
+    """All images as codes (N, L) and factor levels (N, F), to draw rows from.
 
-    Factors are numbered 0, 1, ... in their order; one that never changes is dropped, as it has no entropy. A collapsed
-    latent (variance of rounding alone) becomes 0: a histogram would stretch its noise to look like any other code.
+    A full or a partial grid. Levels are numbered 0, 1, ... in their order; a factor that never
+    changes is dropped, as it has no entropy. A collapsed latent (variance of rounding alone)
+    becomes 0: a histogram would stretch its noise to look like any other code.
 
-    Raises ValueError for other shapes, NaN or infinite codes, fewer than 2 latents or than 2 factors that change, and
-    where every latent has collapsed.
+    Raises ValueError for other shapes, NaN or infinite codes, fewer than 2 latents or than 2
+    factors that change, and where every latent has collapsed.
     """
 
     def __init__(self, codes: Tensor, factors: Tensor) -> None:
         if codes.dim() != 2 or factors.dim() != 2 or len(codes) != len(factors):
-            raise ValueError(
-                f"codes {tuple(codes.shape)} and factors {tuple(factors.shape)} must be (N, L) and (N, F)"
-            )
+            found = f"codes {tuple(codes.shape)} and factors {tuple(factors.shape)}"
+            raise ValueError(f"{found} must be (N, L) and (N, F)")
         self.codes = _without_rounding(codes.detach().cpu().double().numpy())
         self.factors = _levels(factors.cpu().numpy())
         self._order = self.factors.argsort(axis=0, kind="stable").T
@@ -55,14 +57,20 @@ class FactorTable:
         return Points(self.codes[rows], self.factors[rows])
 
     def shared(self, num: int, batch_size: int, generator: torch.Generator) -> tuple[Ints, Ints]:
-        """Batches whose images share the level of one factor: which factor (num,), rows (num, batch_size)."""
+        """Batches whose images share the level of one factor.
+
+        Returns which factor, (num,), and the rows of the images, (num, batch_size).
+        """
         factor, rows = self._draw(num, 1, generator)
         return factor, self._companions(factor, rows.repeat(batch_size, axis=1), generator)
 
     def pairs(
         self, num: int, batch_size: int, generator: torch.Generator
     ) -> tuple[Ints, Ints, Ints]:
-        """Batches of pairs that share the level of one factor: which (num,), rows of either side (num, batch_size)."""
+        """Batches of pairs that share the level of one factor.
+
+        Returns which factor, (num,), and the rows of either side, (num, batch_size) each.
+        """
         factor, rows = self._draw(num, batch_size, generator)
         return factor, rows, self._companions(factor, rows, generator)
 
@@ -72,7 +80,7 @@ class FactorTable:
         return factor.numpy(), rows.numpy()
 
     def _companions(self, factor: Ints, rows: Ints, generator: torch.Generator) -> Ints:
-        """For each row one of those that have the same level of its batch's factor, all equally likely."""
+        """For each row one with the same level of its batch's factor, all equally likely."""
         factor = factor[:, None]
         level = self.factors[rows, factor]
         uniform = torch.rand(rows.shape, generator=generator, dtype=torch.float64).numpy()
@@ -87,9 +95,8 @@ def _without_rounding(codes: Floats) -> Floats:
         raise ValueError(f"{codes.shape[1]} latent: gaps and entropies over latents need 2 or more")
     alive = codes.var(axis=0) > ROUNDING * np.maximum(1, codes.mean(axis=0) ** 2)
     if not alive.any():
-        raise ValueError(
-            f"all {codes.shape[1]} latents have collapsed: the codes are the same for every image"
-        )
+        problem = f"all {codes.shape[1]} latents have collapsed"
+        raise ValueError(f"{problem}: the codes are the same for every image")
     return np.where(alive, codes, 0.0)
 
 
@@ -97,15 +104,18 @@ def _levels(factors: Ints) -> Ints:
     levels = [np.unique(factor, return_inverse=True)[1] for factor in factors.T]
     changing = [level for level in levels if level.any()]
     if len(changing) < 2:
-        raise ValueError(
-            f"{len(changing)} of {len(levels)} factors change: disentanglement needs 2 or more"
-        )
+        found = f"{len(changing)} of {len(levels)} factors change"
+        raise ValueError(f"{found}: disentanglement needs 2 or more")
     return np.stack(changing, axis=1).astype(np.int64)
 
 
 def in_chunks(function: Callable[..., Floats], *rows: Ints, size: int = 1000) -> Floats:
-    """``function`` of arrays of batches (num, B), ``size`` batches at a time: all codes at once would fill memory."""
-    starts = range(0, len(rows[0]), size)
-    return np.concatenate(
-        [function(*(one[start : start + size] for one in rows)) for start in starts]
-    )
+    """``function`` of arrays of batches (num, B), ``size`` batches at a time.
+
+    All codes at once would fill memory.
+    """
+    parts = []
+    for start in range(0, len(rows[0]), size):
+        chunk = [one[start : start + size] for one in rows]
+        parts.append(function(*chunk))
+    return np.concatenate(parts)

@@ -1,5 +1,6 @@
-"""Fréchet distance of two sets of features, each taken for a Gaussian (Dowson & Landau 1982; FID: Heusel et al. 2017).
+"""Fréchet distance of two sets of features, each taken for a Gaussian (Dowson & Landau 1982).
 
+What "FID" reports (Heusel et al. 2017) is its square:
 d^2 = |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 """
 
@@ -16,7 +17,10 @@ CHUNK = 4096  # features in float64 at a time
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean (d,) and unbiased covariance (d, d) of features, float64; n: of how many (0 where they are given)."""
+    """Mean (d,) and unbiased covariance (d, d) of features, float64.
+
+    n: of how many features (0 where the moments are given).
+    """
 
     mean: Tensor
     cov: Tensor
@@ -26,8 +30,9 @@ class Moments:
     def of(cls, features: Tensor) -> Moments:
         """The moments of features (n, d) of any dtype, on their device.
 
-        Raises ValueError for n < 2 and for NaN or infinite values. Data are centred before they are multiplied: sums of
-        squares would cancel where the mean is large against the standard deviation.
+        Raises ValueError for n < 2 and for NaN or infinite values. Data are centred before they are
+        multiplied: sums of squares would cancel where the mean is large against the standard
+        deviation.
         """
         n = len(features)
         if n < 2:
@@ -52,9 +57,9 @@ class Moments:
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (rank,) and vectors (d, rank) of a positive semi-definite matrix, without those within rounding of 0.
+    """Eigenvalues (rank,) and vectors (d, rank) of a positive semi-definite matrix.
 
-    Raises ValueError where they do not converge.
+    Those within rounding of 0 are left out. Raises ValueError where they do not converge.
     """
     try:
         values, vectors = torch.linalg.eigh(matrix)
@@ -67,8 +72,9 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def distance(a: Moments, b: Moments, scales: Tensor | None = None) -> Tensor:
     """Squared Fréchet distance of two Gaussians (Dowson & Landau 1982, eq. 4), what "FID" reports.
 
-    Returns a float64 scalar >= 0 on their device. Uses tr (S_a S_b)^(1/2) = sum of ``scales``, those of ``coupling``
-    unless given: all matrices are symmetric, so no complex numbers appear as in sqrtm.
+    Returns a float64 scalar >= 0 on their device. Uses tr (S_a S_b)^(1/2) = sum of ``scales``,
+    those of ``coupling`` unless given: all matrices are symmetric, so no complex numbers appear as
+    in sqrtm.
     """
     scales = coupling(a, b)[0] if scales is None else scales
     squared = (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * scales.sum()
@@ -76,9 +82,10 @@ def distance(a: Moments, b: Moments, scales: Tensor | None = None) -> Tensor:
 
 
 def coupling(a: Moments, b: Moments) -> tuple[Tensor, Tensor]:
-    """Scales s (rank,), roots of the eigenvalues of S_a S_b that are not 0, and eigenvectors (rank_a, rank) of overlap.
+    """Scales s (rank,) and eigenvectors (rank_a, rank) of ``overlap``.
 
-    The moments that are used again go first, as their root is kept. Raises ValueError where nothing converges.
+    The scales are the roots of the eigenvalues of S_a S_b that are not 0. The moments that are used
+    again go first, as their root is kept. Raises ValueError where nothing converges.
     """
     values, vectors = eigen(overlap(a, b))
     return values.sqrt(), vectors
@@ -91,12 +98,13 @@ def overlap(a: Moments, b: Moments) -> Tensor:
 
 
 def covariance_part(scales: Tensor, n: int, m: int) -> tuple[float, float]:
-    """Mean and variance of the second-order term in d^2 of the deviations of two sample covariances.
+    """Mean and variance of the second-order term in d^2 from errors of two sample covariances.
 
-    scales (rank,): square roots s of the eigenvalues of S_a S_b. A deviation G of A^T S_b A, in its eigenbasis, changes
-    -2 tr (A^T S_b A)^(1/2) by 1/2 sum_ij G_ij^2 / (s_i s_j (s_i + s_j)), and for Gaussian samples
-    E G_ij^2 = (1 + [i = j]) s_i^2 s_j^2 / m; the other side is the same with n. The variance is that for S_a = S_b,
-    where s are their eigenvalues and the deviations of both sides form one.
+    scales (rank,): square roots s of the eigenvalues of S_a S_b. A deviation G of A^T S_b A, in its
+    eigenbasis, changes -2 tr (A^T S_b A)^(1/2) by 1/2 sum_ij G_ij^2 / (s_i s_j (s_i + s_j)), and
+    for Gaussian samples E G_ij^2 = (1 + [i = j]) s_i^2 s_j^2 / m; the other side is the same with
+    n. The variance is that for S_a = S_b, where s are their eigenvalues and the deviations of both
+    sides form one.
     """
     total = scales[:, None] + scales
     pairs = torch.where(total > 0, scales[:, None] * scales / total, 0)  # 0 / 0 where both are 0

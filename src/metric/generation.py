@@ -1,4 +1,4 @@
-"""All generation metrics of a run: what a measure cannot say becomes a null with its reason, never a crash."""
+"""All generation metrics of a run; one that fails becomes a null with its reason, never a crash."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from src.metric.base import HasFloor, Measure, Measurement, Reference, Samples
 class GenerationMetrics:
     """Runs measures on generated images.
 
-    measures: by any name; a None in place of one switches it off. num_repeats: how many sets of images, drawn with
-    different noise, an evaluation is to be made of; the caller draws them and gives their results to ``pooled``.
+    measures: by any name; a None in place of one switches it off. num_repeats: how many sets of
+    images, drawn with different noise, an evaluation is to be made of; the caller draws them and
+    gives their results to ``pooled``.
     """
 
     def __init__(self, measures: Mapping[str, Measure | None] | None, num_repeats: int = 1) -> None:
@@ -52,7 +53,7 @@ class GenerationMetrics:
         return found
 
     def floors(self, real: Reference, held_out: Reference) -> dict[str, Measurement]:
-        """What real images reach that no model has seen: once for all repeats, as nothing is generated for it."""
+        """What unseen real images reach: once for all repeats, as nothing is generated for it."""
         context = {"n_real": len(real.features), "n_held_out": len(held_out.features)}
         found = {}
         for measure in self.measures:
@@ -66,9 +67,10 @@ class GenerationMetrics:
 
 
 def pooled(repeats: Sequence[dict[str, Measurement]]) -> dict[str, Measurement]:
-    """The mean of each number over repeats, its error the sample sd over them; null where it is in any repeat.
+    """The mean of each number over repeats, its error the sample sd over them.
 
-    A number that is the same in all repeats stays as it is, with its own error.
+    Null where it is null in any repeat. A number that is the same in all repeats stays as it is,
+    with its own error.
     """
     return {name: _pooled([repeat[name] for repeat in repeats]) for name in repeats[0]}
 

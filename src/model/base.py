@@ -9,17 +9,19 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from src.distribution import DiagonalGaussian
-from src.errors import require
+from src.errors import require_count
 from src.likelihood import Likelihood
 from src.noise import Generators
 
 
 class GenerativeModel(nn.Module, ABC):
-    """A model with a loss. Images are (B, C, H, W) in [-1, 1], labels (B,) long, likelihoods nats per image."""
+    """A model with a loss.
 
-    step: int = (
-        0  # optimiser steps taken, set by the trainer; for schedules such as the beta of a VAE
-    )
+    Images are (B, C, H, W) in [-1, 1], labels (B,) long, likelihoods in nats per image.
+    """
+
+    # Optimiser steps taken, set by the trainer; for schedules such as the beta of a VAE.
+    step: int = 0
 
     @abstractmethod
     def loss(
@@ -33,7 +35,7 @@ class CanSample(Protocol):
     """Draws new images."""
 
     def sample(self, num: int, label: Tensor | None = None, generator: Generators = None) -> Tensor:
-        """(num, C, H, W) in [-1, 1]; with one generator per image, image i depends on its own alone."""
+        """(num, C, H, W) in [-1, 1]; with one generator per image, each depends on its own only."""
 
 
 @runtime_checkable
@@ -46,11 +48,14 @@ class CanReconstruct(Protocol):
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work a likelihood estimate is worth; a model takes from it what concerns it.
+    """Budget of a likelihood estimate; each model uses the part that applies to it.
 
-    importance_samples: k of the IWAE bound. chunk: of these, how many are held in memory at a time (per image).
-    timesteps: drawn per image for the variational bound of a diffusion model, one from each of as many strata; None
-    takes all T. flow_steps: Heun steps of the probability-flow ODE; None leaves that estimate out.
+    Arguments:
+        importance_samples: k of the IWAE bound.
+        chunk: of these, how many are held in memory at a time (per image).
+        timesteps: drawn per image for the variational bound of a diffusion model, one from each of
+            as many strata; None takes all T.
+        flow_steps: Heun steps of the probability-flow ODE; None leaves that estimate out.
     """
 
     importance_samples: int = 100
@@ -60,19 +65,20 @@ class Effort:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            optional = name in ("timesteps", "flow_steps")
-            fits = value is None if not isinstance(value, int) else value >= 1
-            require(
-                fits and (optional or value is not None), name, value, "must be an integer >= 1"
-            )
+            left_out = value is None and name in ("timesteps", "flow_steps")
+            if not left_out:
+                require_count(name, value)
 
 
 @dataclass(frozen=True)
 class Scores:
     """Likelihood estimates of a batch of images and what they are made of.
 
-    log_likelihood: name (``elbo``, ``iwae_100``, ``vlb_large``) -> (B,) nats of the discrete values. parts: name ->
-    (B,) or, for terms over time, (B, n) nats. times: (B, n) long, the t of these terms, or None.
+    Arguments:
+        log_likelihood: name (``elbo``, ``iwae_100``, ``vlb_large``) -> (B,) nats of the discrete
+            values.
+        parts: name -> (B,) or, for terms over time, (B, n) nats.
+        times: (B, n) long, the t of these terms, or None.
     """
 
     log_likelihood: dict[str, Tensor]
@@ -92,12 +98,16 @@ class CanScore(Protocol):
 
 @runtime_checkable
 class CanEstimate(Protocol):
-    """Gives log-probabilities of discrete images, the more exact the more effort."""
+    """Gives log-probabilities of discrete images, the more exact the larger the budget."""
 
-    discrete_scale: str  # what score measures: "8-bit" (bits/dim compare across families) or "bits" (binarised images)
+    # What score measures: "8-bit" (bits/dim compare across families) or "bits" (binarised images).
+    discrete_scale: str
 
     def score(self, x: Tensor, effort: Effort, generator: Generators = None) -> Scores:
-        """Estimates of the log-probability of the discrete images x, each a lower bound unless its name says exact."""
+        """Estimates of the log-probability of the discrete images x.
+
+        Each is a lower bound unless its name says exact.
+        """
 
 
 @runtime_checkable
@@ -138,4 +148,7 @@ class CanDenoise(Protocol):
     def trajectory(
         self, num: int, generator: Generators = None
     ) -> tuple[list[int], Tensor, Tensor]:
-        """Times T ... 0 of a sampling run, states x_t and estimates x0-hat, each (len(times), num, C, H, W)."""
+        """Times T ... 0 of a sampling run, states x_t and estimates x0-hat.
+
+        States and estimates are (len(times), num, C, H, W).
+        """

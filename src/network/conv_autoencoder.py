@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from src.errors import require_count
 from src.network.layers import (
     MAX_WIDTH,
     ResidualBlock,
-    check_count,
     check_norm,
     check_shape,
     check_widths,
@@ -22,14 +22,19 @@ from src.network.layers import (
 
 
 class ConvEncoder(nn.Module):
-    """Features of an image by residual blocks (Ho et al. 2020, appendix B) and stride-2 convolutions, one per level.
+    """Features of an image by residual blocks (Ho et al. 2020, appendix B).
 
-    shape: (C, H, W), any size: a side n becomes ceil(n / 2) at every level.
-    channels, channel_mult: level i has channels * channel_mult[i]. num_blocks: residual blocks per level.
-    norm: group | batch | instance | layer.
+    Every level ends with a stride-2 convolution. Attribute ``num_features``: length of the output,
+    the flattened feature map of the last level; the model puts its own linear head (code, or mean
+    and log_var) on top.
 
-    Attribute ``num_features``: length of the output, the flattened feature map of the last level; the model puts its
-    own linear head (code, or mean and log_var) on top. Raises ``ConfigError`` for values outside these ranges.
+    Arguments:
+        shape: (C, H, W), any size: a side n becomes ceil(n / 2) at every level.
+        channels, channel_mult: level i has channels * channel_mult[i].
+        num_blocks: residual blocks per level.
+        norm: group | batch | instance | layer.
+
+    Raises ``ConfigError`` for values outside these ranges.
     """
 
     num_features: int
@@ -49,7 +54,8 @@ class ConvEncoder(nn.Module):
         layers: list[nn.Module] = [conv3x3(shape[0], channels)]
         width = channels
         for out in widths:
-            layers += _residual_blocks(width, out, num_blocks, norm) + [conv3x3(out, out, stride=2)]
+            layers += _residual_blocks(width, out, num_blocks, norm)
+            layers.append(conv3x3(out, out, stride=2))
             width = out
         self.layers = nn.Sequential(*layers, make_norm(norm, width), nn.SiLU(), nn.Flatten())
         self.num_features = width * math.prod(last)
@@ -62,10 +68,12 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Mirror image of ``ConvEncoder``: from a latent to the mean or the logits of an image.
 
-    latent_dim: length of the latent. shape: (C, H, W), any size: a side is doubled at every level and cropped to what
-        the encoder had there.
-    channels, channel_mult, num_blocks, norm: as for the encoder, in the encoder's order.
-    upsample: nearest | bilinear | bicubic | transposed.
+    Arguments:
+        latent_dim: length of the latent.
+        shape: (C, H, W), any size: a side is doubled at every level and cropped to what the encoder
+            had there.
+        channels, channel_mult, num_blocks, norm: as for the encoder, in the encoder's order.
+        upsample: nearest | bilinear | bicubic | transposed.
 
     Raises ``ConfigError`` for values outside these ranges.
     """
@@ -81,27 +89,27 @@ class ConvDecoder(nn.Module):
         upsample: str = "nearest",
     ) -> None:
         super().__init__()
-        check_count("latent_dim", latent_dim, MAX_WIDTH)
+        require_count("latent_dim", latent_dim, MAX_WIDTH)
         widths = check_widths(channels, channel_mult, num_blocks)
         *self.sizes, last = _level_sizes(shape, len(widths))
         check_norm(norm, last)
         self.start = (widths[-1], *last)
         self.input = initialize(nn.Linear(latent_dim, math.prod(self.start)))
-        self.upsamples = nn.ModuleList(make_upsample(upsample, width) for width in widths[::-1])
+        ins = widths[::-1]
+        outs = [*widths[-2::-1], channels]
+        self.upsamples = nn.ModuleList(make_upsample(upsample, width) for width in ins)
         self.blocks = nn.ModuleList(
             nn.Sequential(*_residual_blocks(width, out, num_blocks, norm))
-            for width, out in zip(widths[::-1], [*widths[-2::-1], channels], strict=True)
+            for width, out in zip(ins, outs, strict=True)
         )
-        self.output = nn.Sequential(
-            make_norm(norm, channels), nn.SiLU(), conv3x3(channels, shape[0])
-        )
+        norm_of_output = make_norm(norm, channels)
+        self.output = nn.Sequential(norm_of_output, nn.SiLU(), conv3x3(channels, shape[0]))
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, latent_dim) -> (B, C, H, W), unbounded."""
         h = self.input(z).unflatten(1, self.start)
-        for (height, width), upsample, block in zip(
-            self.sizes[::-1], self.upsamples, self.blocks, strict=True
-        ):
+        levels = zip(self.sizes[::-1], self.upsamples, self.blocks, strict=True)
+        for (height, width), upsample, block in levels:
             h = block(upsample(h)[:, :, :height, :width])
         return self.output(h)
 
@@ -115,5 +123,6 @@ def _residual_blocks(
 
 def _level_sizes(shape: Sequence[int], num_levels: int) -> list[tuple[int, int]]:
     """(H, W) of the image and after each of the levels, every side halved and rounded up."""
-    _, *sides = check_shape(shape)
-    return [tuple(-(-side // 2**level) for side in sides) for level in range(num_levels + 1)]
+    _, height, width = check_shape(shape)
+    factors = [2**level for level in range(num_levels + 1)]
+    return [(-(-height // factor), -(-width // factor)) for factor in factors]

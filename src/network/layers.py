@@ -1,4 +1,4 @@
-"""Blocks that several networks share: norms, time embedding, residual block, attention, up- and down-sampling."""
+"""Blocks that several networks share: norms, time embedding, residuals, attention, resampling."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.errors import require
+from src.errors import require, require_count
 
-MAX_WIDTH, MAX_DEPTH, MAX_SIDE = 2**14, 1000, 2**13
+# Beyond these no memory would suffice.
+MAX_WIDTH = 2**14
+MAX_DEPTH = 1000
+MAX_SIDE = 2**13
 
 Value = TypeVar("Value")
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
@@ -24,30 +27,28 @@ def choose(table: Mapping[str, Value], name: str, value: str) -> Value:
     return table[value]
 
 
-def check_count(name: str, value: int, most: int, least: int = 1) -> None:
-    """``ConfigError`` unless it is an integer from ``least`` to ``most``, beyond which no memory would suffice."""
-    whole = isinstance(value, int) and least <= value <= most
-    require(whole, name, value, f"must be an integer >= {least} and <= {most}")
-
-
 def check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Image shape (C, H, W) as a tuple; ``ConfigError`` unless it is three numbers from 1 to ``MAX_SIDE``."""
+    """Image shape (C, H, W) as a tuple; ``ConfigError`` unless all three are 1 to ``MAX_SIDE``."""
     shape = tuple(shape)
+    sensible = len(shape) == 3 and min(shape) >= 1 and max(shape) <= MAX_SIDE
     allowed = f"must be (channels, height, width), each at least 1 and at most {MAX_SIDE}"
-    require(len(shape) == 3 and min(shape) >= 1 and max(shape) <= MAX_SIDE, "shape", shape, allowed)
+    require(sensible, "shape", shape, allowed)
     return shape
 
 
 def check_widths(channels: int, channel_mult: Sequence[int], num_blocks: int) -> list[int]:
-    """Channels of every level, ``channels * mult``; ``ConfigError`` unless all three arguments are at least 1."""
-    check_count("channels", channels, MAX_WIDTH)
-    check_count("num_blocks", num_blocks, MAX_DEPTH)
+    """Channels of every level, ``channels * mult``.
+
+    ``ConfigError`` unless all three arguments are at least 1 and no level is wider than
+    ``MAX_WIDTH``.
+    """
+    require_count("channels", channels, MAX_WIDTH)
+    require_count("num_blocks", num_blocks, MAX_DEPTH)
     positive = len(channel_mult) >= 1 and min(channel_mult) >= 1
-    require(
-        positive, "channel_mult", list(channel_mult), "must be one or more numbers, each at least 1"
-    )
-    narrow = channels * max(channel_mult) <= MAX_WIDTH
-    require(narrow, "channel_mult", list(channel_mult), f"must keep channels * mult <= {MAX_WIDTH}")
+    mults = list(channel_mult)
+    require(positive, "channel_mult", mults, "must be one or more numbers, each at least 1")
+    narrow = channels * max(mults) <= MAX_WIDTH
+    require(narrow, "channel_mult", mults, f"must keep channels * mult <= {MAX_WIDTH}")
     return [channels * mult for mult in channel_mult]
 
 
@@ -57,13 +58,11 @@ def check_dropout(dropout: float) -> None:
 
 
 def _num_groups(channels: int) -> int:
-    # A group of one channel would subtract whatever is constant over the image, the time embedding above all: at least
-    # four channels in each, as in Karras et al. 2022. With 128 channels or more these are the 32 groups of Ho et al.
-    return max(
-        groups
-        for groups in range(1, 33)
-        if channels % groups == 0 and groups <= max(1, channels // 4)
-    )
+    # A group of one channel would subtract whatever is constant over the image, the time embedding
+    # above all: at least four channels in each, as in Karras et al. 2022. With 128 channels or more
+    # these are the 32 groups of Ho et al.
+    most = min(32, max(1, channels // 4))
+    return max(groups for groups in range(1, most + 1) if channels % groups == 0)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -75,28 +74,28 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """Normalisation of (B, C, H, W) with a learned scale and shift per channel: group, batch, instance or layer.
+    """Normalisation of (B, C, H, W) with a learned scale and shift per channel.
 
-    group: the largest divisor of ``channels`` up to 32 that leaves four channels in a group. layer: over (C, H, W).
+    norm: group | batch | instance | layer. group: as many groups as the largest divisor of
+    ``channels`` up to 32 that leaves four channels in each. layer: over (C, H, W).
     """
     return choose(NORMS, "norm", norm)(channels)
 
 
 def check_norm(norm: str, smallest: tuple[int, int]) -> None:
-    """``ConfigError`` for an unknown norm, or for one that would erase feature maps of the ``smallest`` size."""
+    """``ConfigError`` for an unknown norm, or one that erases maps of the ``smallest`` size."""
     choose(NORMS, "norm", norm)
     # The only pixel minus its own mean is zero.
     survives = norm != "instance" or max(smallest) > 1
-    require(
-        survives,
-        "norm",
-        norm,
-        "would erase the 1x1 features of the last level: use group, or fewer levels",
-    )
+    harm = "would erase the 1x1 features of the last level: use group, or fewer levels"
+    require(survives, "norm", norm, harm)
 
 
 def initialize(layer: Layer, gain: float = 1.0) -> Layer:
-    """Glorot-uniform weights and zero biases, as in Ho et al. 2020 and in the IWAE; ``gain=0``: the output is 0."""
+    """Glorot-uniform weights and zero biases, as in Ho et al. 2020 and in the IWAE.
+
+    ``gain=0``: the output is 0.
+    """
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -109,22 +108,24 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1, gain: float = 
 
 
 def sinusoid(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5, frequencies as in Ho et al. 2020).
+    """Sinusoidal embedding of time (Vaswani et al. 2017, section 3.5).
 
-    (B,) int or float -> (B, dim) float32: sin(t w_i), then cos(t w_i), with w_i from 1 down to 1 / 10000 in geometric
-    steps; an odd ``dim`` is filled up with a zero.
+    (B,) int or float -> (B, dim) float32: sin(t w_i), then cos(t w_i), with w_i from 1 down to
+    1 / 10000 in geometric steps, as in Ho et al. 2020; an odd ``dim`` is filled up with a zero.
     """
     half = dim // 2
-    # Rebuilt on every call: a buffer would lose its precision with the first .half() or .bfloat16() of the network.
+    # Rebuilt on every call: a buffer would lose its precision with the first .half() or .bfloat16()
+    # of the network.
     exponents = torch.arange(half, device=t.device, dtype=torch.float32) / max(half - 1, 1)
     angles = t.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid and two-layer MLP (Ho et al. 2020, appendix B): t (B,) -> (B, out_dim) in the parameters' dtype.
+    """Sinusoid and two-layer MLP (Ho et al. 2020, appendix B): t (B,) -> (B, out_dim).
 
-    The SiLU with which each residual block of Ho et al. begins its projection is applied here, once for all of them.
+    In the dtype of the parameters. The SiLU with which each residual block of Ho et al. begins its
+    projection is applied here, once for all of them.
     """
 
     def __init__(self, dim: int, out_dim: int) -> None:
@@ -140,9 +141,10 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of Ho et al. 2020: norm, SiLU, conv, + time, norm, SiLU, dropout, conv (zero-initialised).
+    """Residual block of Ho et al. 2020: norm, SiLU, conv, + time, norm, SiLU, dropout, conv.
 
-    (B, in_channels, H, W), time (B, time_dim) -> (B, out_channels, H, W). ``time_dim=0``: a block without time.
+    The last convolution is zero-initialised. (B, in_channels, H, W), time (B, time_dim) ->
+    (B, out_channels, H, W). ``time_dim=0``: a block without time.
     """
 
     def __init__(
@@ -157,18 +159,18 @@ class ResidualBlock(nn.Module):
         self.norm1 = make_norm(norm, in_channels)
         self.conv1 = conv3x3(in_channels, out_channels)
         self.time = initialize(nn.Linear(time_dim, out_channels)) if time_dim else None
-        # Instance norm subtracts every per-channel constant, so a time embedding added before it would have no effect.
+        # Instance norm subtracts every per-channel constant, so a time embedding added before it
+        # would have no effect.
         self.time_after_norm = norm == "instance"
         self.norm2 = make_norm(norm, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, gain=0)
-        same = in_channels == out_channels
-        self.shortcut = (
-            nn.Identity() if same else initialize(nn.Conv2d(in_channels, out_channels, 1))
-        )
+        self.shortcut = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = initialize(nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x (B, in_channels, H, W), time (B, time_dim) if the block has one -> (B, out_channels, H, W)."""
+        """x (B, in_channels, H, W), time (B, time_dim) if any -> (B, out_channels, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         shift = 0 if self.time is None else self.time(time)[:, :, None, None]
         h = self.norm2(h) + shift if self.time_after_norm else self.norm2(h + shift)
@@ -176,20 +178,17 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of a feature map, with a zero-initialised residual output (Ho et al. 2020).
+    """Self-attention over the pixels of a feature map (Ho et al. 2020, appendix B).
 
-    (B, C, H, W) -> the same shape. ``ConfigError`` unless ``num_heads`` divides ``channels``.
+    (B, C, H, W) -> the same shape; the residual output is zero-initialised. ``ConfigError`` unless
+    ``num_heads`` divides ``channels``.
     """
 
     def __init__(self, channels: int, norm: str = "group", num_heads: int = 1) -> None:
         super().__init__()
         divides = num_heads >= 1 and channels % num_heads == 0
-        require(
-            divides,
-            "num_heads",
-            num_heads,
-            f"must divide the {channels} channels of every attention layer",
-        )
+        allowed = f"must divide the {channels} channels of every attention layer"
+        require(divides, "num_heads", num_heads, allowed)
         self.num_heads = num_heads
         self.norm = make_norm(norm, channels)
         self.qkv = initialize(nn.Conv2d(channels, 3 * channels, 1))
@@ -198,32 +197,39 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> (B, C, H, W)."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(
-            batch, 3, self.num_heads, channels // self.num_heads, height * width
-        )
-        # The fused kernels want channels last in memory; without the copy the slow path stores all pairs of pixels.
+        split = (3, self.num_heads, channels // self.num_heads)
+        qkv = self.qkv(self.norm(x)).reshape(batch, *split, height * width)
+        # The fused kernels want channels last in memory; without the copy the slow path stores all
+        # pairs of pixels.
         query, key, value = qkv.transpose(-1, -2).contiguous().unbind(1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return x + self.output(mixed.transpose(-1, -2).reshape(x.shape))
 
 
 def _interpolate(mode: str) -> Callable[[int], nn.Module]:
-    return lambda channels: nn.Sequential(
-        nn.Upsample(scale_factor=2, mode=mode), conv3x3(channels, channels)
-    )
+    def make(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), conv3x3(channels, channels))
+
+    return make
+
+
+def _transposed(channels: int) -> nn.Module:
+    # A kernel of 4 at stride 2 covers every pixel equally often: no checkerboard.
+    return initialize(nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1))
 
 
 UPSAMPLES: dict[str, Callable[[int], nn.Module]] = {
     "nearest": _interpolate("nearest"),
     "bilinear": _interpolate("bilinear"),
     "bicubic": _interpolate("bicubic"),
-    # A kernel of 4 at stride 2 covers every pixel equally often: no checkerboard.
-    "transposed": lambda channels: initialize(
-        nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
-    ),
+    "transposed": _transposed,
 }
 
 
 def make_upsample(upsample: str, channels: int) -> nn.Module:
-    """Doubles height and width: interpolation (nearest, bilinear, bicubic) and 3x3 conv, or a transposed conv."""
+    """Doubles height and width.
+
+    upsample: nearest | bilinear | bicubic (interpolation, then a 3x3 convolution) | transposed (a
+    transposed convolution).
+    """
     return choose(UPSAMPLES, "upsample", upsample)(channels)

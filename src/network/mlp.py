@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.errors import require_count
 from src.network.layers import (
     MAX_DEPTH,
     MAX_WIDTH,
     TimeEmbedding,
-    check_count,
     check_dropout,
     check_shape,
     initialize,
@@ -20,10 +20,15 @@ from src.network.layers import (
 
 
 class MLP(nn.Module):
-    """Residual perceptron for diffusion of vectors, codes and small images: blocks of Ho et al. 2020, linear for conv.
+    """Residual perceptron for diffusion of vectors, codes and small images.
 
-    shape: (C, H, W) of the images, which are flattened. hidden: width, at least 2 (time needs a sine and a cosine).
-    num_layers: residual blocks, each of two linear layers. dropout: in [0, 1), before the second of them.
+    Blocks of Ho et al. 2020 (appendix B) with linear layers for convolutions.
+
+    Arguments:
+        shape: (C, H, W) of the images, which are flattened.
+        hidden: width, at least 2 (time needs a sine and a cosine).
+        num_layers: residual blocks, each of two linear layers.
+        dropout: in [0, 1), before the second of them.
 
     A new network outputs exactly 0. Raises ``ConfigError`` for values outside these ranges.
     """
@@ -34,8 +39,8 @@ class MLP(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         size = math.prod(check_shape(shape))
-        check_count("hidden", hidden, MAX_WIDTH, least=2)
-        check_count("num_layers", num_layers, MAX_DEPTH)
+        require_count("hidden", hidden, MAX_WIDTH, least=2)
+        require_count("num_layers", num_layers, MAX_DEPTH)
         check_dropout(dropout)
         self.time = TimeEmbedding(hidden, hidden)
         self.input = initialize(nn.Linear(size, hidden))
@@ -53,11 +58,15 @@ class MLP(nn.Module):
 
 
 class _Block(nn.Module):
-    """Norm, SiLU, linear, + time, norm, SiLU, dropout, linear (zero-initialised), around a shortcut."""
+    """Norm, SiLU, linear, + time, norm, SiLU, dropout, linear; with a shortcut around them.
+
+    The last linear layer is zero-initialised.
+    """
 
     def __init__(self, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
         self.linear1 = initialize(nn.Linear(hidden, hidden))
         self.time = initialize(nn.Linear(hidden, hidden))
         self.dropout = nn.Dropout(dropout)

@@ -8,19 +8,25 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from src.errors import require
-from src.network.layers import MAX_WIDTH, check_count, check_shape, choose, initialize
+from src.errors import require, require_count
+from src.network.layers import MAX_WIDTH, check_shape, choose, initialize
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class MLPEncoder(nn.Module):
-    """Features of a flattened image; ``hidden=(200, 200), activation="tanh"`` is Burda et al. 2016 (IWAE), section 5.
+    """Features of a flattened image by linear layers.
 
-    shape: (C, H, W). hidden: widths of the layers, each followed by the activation: silu | tanh | relu.
+    ``hidden=(200, 200), activation="tanh"`` is Burda et al. 2016 (IWAE), section 5. Attribute
+    ``num_features``: length of the output, ``hidden[-1]``; the model puts its own linear head
+    (code, or mean and log_var) on top.
 
-    Attribute ``num_features``: length of the output, ``hidden[-1]``; the model puts its own linear head (code, or mean
-    and log_var) on top. Raises ``ConfigError`` for values outside these ranges.
+    Arguments:
+        shape: (C, H, W).
+        hidden: widths of the layers, each followed by the activation.
+        activation: silu | tanh | relu.
+
+    Raises ``ConfigError`` for values outside these ranges.
     """
 
     num_features: int
@@ -29,22 +35,23 @@ class MLPEncoder(nn.Module):
         self, shape: Sequence[int], hidden: Sequence[int] = (512, 256), activation: str = "silu"
     ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), *_hidden_layers(math.prod(check_shape(shape)), hidden, activation)
-        )
+        size = math.prod(check_shape(shape))
+        self.layers = nn.Sequential(nn.Flatten(), *_hidden_layers(size, hidden, activation))
         self.num_features = hidden[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> features (B, num_features)."""
-        return self.layers(
-            (x + 1) / 2
-        )  # black is 0, as in the IWAE: else every dark pixel moves its weights, always
+        # Black is 0, as in the IWAE: else every dark pixel moves its weights, always.
+        return self.layers((x + 1) / 2)
 
 
 class MLPDecoder(nn.Module):
     """From a latent to the mean or the logits of an image; the counterpart of ``MLPEncoder``.
 
-    latent_dim: length of the latent. shape: (C, H, W). hidden, activation: as for the encoder, in the decoder's order.
+    Arguments:
+        latent_dim: length of the latent.
+        shape: (C, H, W).
+        hidden, activation: as for the encoder, in the decoder's order.
 
     Raises ``ConfigError`` for values outside these ranges.
     """
@@ -57,12 +64,11 @@ class MLPDecoder(nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        check_count("latent_dim", latent_dim, MAX_WIDTH)
+        require_count("latent_dim", latent_dim, MAX_WIDTH)
         shape = check_shape(shape)
         layers = _hidden_layers(latent_dim, hidden, activation)
-        self.layers = nn.Sequential(
-            *layers, initialize(nn.Linear(hidden[-1], math.prod(shape))), nn.Unflatten(1, shape)
-        )
+        output = initialize(nn.Linear(hidden[-1], math.prod(shape)))
+        self.layers = nn.Sequential(*layers, output, nn.Unflatten(1, shape))
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, latent_dim) -> (B, C, H, W), unbounded."""
@@ -71,15 +77,11 @@ class MLPDecoder(nn.Module):
 
 def _hidden_layers(inputs: int, hidden: Sequence[int], activation: str) -> list[nn.Module]:
     sensible = len(hidden) >= 1 and min(hidden) >= 1 and max(hidden) <= MAX_WIDTH
-    require(
-        sensible,
-        "hidden",
-        list(hidden),
-        f"must be one or more widths, each at least 1 and at most {MAX_WIDTH}",
-    )
+    allowed = f"must be one or more widths, each at least 1 and at most {MAX_WIDTH}"
+    require(sensible, "hidden", list(hidden), allowed)
     make_activation = choose(ACTIVATIONS, "activation", activation)
-    return [
-        layer
-        for fan_in, fan_out in pairwise([inputs, *hidden])
-        for layer in (initialize(nn.Linear(fan_in, fan_out)), make_activation())
-    ]
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise([inputs, *hidden]):
+        layers.append(initialize(nn.Linear(fan_in, fan_out)))
+        layers.append(make_activation())
+    return layers

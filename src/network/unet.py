@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -27,16 +27,22 @@ from src.network.layers import (
 
 
 class UNet(nn.Module):
-    """U-Net of Ho et al. 2020 (DDPM, appendix B); the defaults on 3x32x32 are their CIFAR-10 network (35.7 M).
+    """U-Net of Ho et al. 2020 (DDPM, appendix B).
 
-    shape: (C, H, W) of the images; H and W must be divisible by 2 ** (len(channel_mult) - 1).
-    channels: at least 2 (time needs a sine and a cosine); level i has channels * channel_mult[i].
-    num_blocks: residual blocks of a level on the way down; one more on the way up.
-    attention_resolutions: levels whose larger side is listed get self-attention (the middle always has it); a listed
-        size that this network never reaches is ignored, so that one YAML serves many image sizes.
-    dropout: in [0, 1), before the second convolution of every residual block.
-    norm: group | batch | instance | layer. upsample: nearest | bilinear | bicubic | transposed.
-    num_heads: attention heads; must divide the channels where there is attention.
+    The defaults on 3x32x32 are their CIFAR-10 network (35.7 M).
+
+    Arguments:
+        shape: (C, H, W) of the images; H and W must be divisible by 2 ** (len(channel_mult) - 1).
+        channels: at least 2 (time needs a sine and a cosine).
+        channel_mult: level i has channels * channel_mult[i].
+        num_blocks: residual blocks of a level on the way down; one more on the way up.
+        attention_resolutions: levels whose larger side is listed get self-attention (the middle
+            always has it); a listed size that this network never reaches is ignored, so that one
+            YAML serves many image sizes.
+        dropout: in [0, 1), before the second convolution of every residual block.
+        norm: group | batch | instance | layer.
+        upsample: nearest | bilinear | bicubic | transposed.
+        num_heads: attention heads; must divide the channels where there is attention.
 
     A new network outputs exactly 0. Raises ``ConfigError`` for values outside these ranges.
     """
@@ -64,21 +70,14 @@ class UNet(nn.Module):
         block = partial(
             _Block, norm=norm, dropout=dropout, num_heads=num_heads, time_dim=4 * channels
         )
-
-        def blocks(inputs: list[int], out: int, size: tuple[int, int]) -> nn.ModuleList:
-            return nn.ModuleList(
-                block(width, out, max(size) in attention_resolutions) for width in inputs
-            )
-
+        attended = [max(size) in attention_resolutions for size in sizes]
         down, up = _block_inputs(channels, widths, num_blocks)
         self.time = TimeEmbedding(channels, 4 * channels)
         self.enter = nn.ModuleList([conv3x3(shape[0], channels)])
         self.enter.extend(conv3x3(width, width, stride=2) for width in widths[:-1])
-        self.down = nn.ModuleList(map(blocks, down, widths, sizes))
-        self.middle = nn.ModuleList(
-            block(widths[-1], widths[-1], attention) for attention in (True, False)
-        )
-        self.up = nn.ModuleList(map(blocks, up, widths[::-1], sizes[::-1]))
+        self.down = _levels(block, down, widths, attended)
+        self.middle = nn.ModuleList(block(widths[-1], widths[-1], has) for has in (True, False))
+        self.up = _levels(block, up, widths[::-1], attended[::-1])
         self.leave = nn.ModuleList(make_upsample(upsample, width) for width in widths[:0:-1])
         self.leave.append(nn.Identity())
         self.norm = make_norm(norm, widths[0])
@@ -87,7 +86,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W) and its time t (B,), int or float -> (B, C, H, W), unbounded."""
         time = self.time(t)
-        h, skips = x, []
+        h = x
+        skips = []
         for enter, blocks in zip(self.enter, self.down, strict=True):
             h = enter(h)
             skips.append(h)
@@ -104,7 +104,7 @@ class UNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block, followed by self-attention where asked for."""
+    """Residual block, followed by self-attention if ``attention``."""
 
     def __init__(
         self,
@@ -124,39 +124,53 @@ class _Block(nn.Module):
         return self.attention(self.residual(x, time))
 
 
+def _levels(
+    block: Callable[..., nn.Module],
+    inputs: list[list[int]],
+    widths: list[int],
+    attended: list[bool],
+) -> nn.ModuleList:
+    """The blocks of every level: their input channels, the width and whether there is attention."""
+    levels = nn.ModuleList()
+    for ins, out, attention in zip(inputs, widths, attended, strict=True):
+        levels.append(nn.ModuleList(block(width, out, attention) for width in ins))
+    return levels
+
+
 def _block_inputs(
     channels: int, widths: list[int], num_blocks: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Input channels of every block, level by level on the way down, and on the way up from the last level."""
-    down, up, skips, width = [], [], [], channels
+    """Input channels of every block, level by level: on the way down, and on the way up.
+
+    The way up begins at the last level.
+    """
+    down, up, skips = [], [], []
+    width = channels
     for out in widths:
         down.append([width] + [out] * (num_blocks - 1))
-        # Every output on the way down is a skip: that of the layer that enters the level, then those of its blocks.
+        # Every output on the way down is a skip: that of the layer that enters the level, then
+        # those of its blocks.
         skips += [width] + [out] * num_blocks
         width = out
     for out in widths[::-1]:
-        up.append([below + skips.pop() for below in [width] + [out] * num_blocks])
+        below = [width] + [out] * num_blocks
+        up.append([channels + skips.pop() for channels in below])
         width = out
     return down, up
 
 
 def _level_sizes(shape: Sequence[int], num_levels: int) -> list[tuple[int, int]]:
-    """(H, W) of every level, halved exactly from one to the next; ``ConfigError`` names the sizes that would do."""
+    """(H, W) of every level, halved exactly from one to the next.
+
+    Raises ``ConfigError`` with the nearest sizes for which that is possible.
+    """
     _, height, width = check_shape(shape)
     factor = 2 ** (num_levels - 1)
-    below, above = (
-        f"{steps(height)}x{steps(width)}"
-        for steps in (
-            lambda side: side // factor * factor,
-            lambda side: -(-side // factor) * factor,
-        )
-    )
+    below = f"{height // factor * factor}x{width // factor * factor}"
+    above = f"{-(-height // factor) * factor}x{-(-width // factor) * factor}"
     would_do = above if min(height, width) < factor else f"{below} or {above}"
-    require(
-        height % factor == width % factor == 0,
-        "shape",
-        tuple(shape),
-        f"image size {height}x{width} is not divisible by {factor} ({num_levels - 1} down-samplings): "
-        f"use {would_do}, or fewer channel_mult levels",
-    )
+    fits = height % factor == width % factor == 0
+    problem = f"is not divisible by {factor} ({num_levels - 1} down-samplings)"
+    way_out = f"use {would_do}, or fewer channel_mult levels"
+    require(fits, "shape", tuple(shape), f"image size {height}x{width} {problem}: {way_out}")
     return [(height >> level, width >> level) for level in range(num_levels)]

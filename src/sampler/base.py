@@ -1,7 +1,8 @@
 """What all samplers share: the denoiser they call and the times they visit.
 
-A sampler is a function (denoise, schedule, x) -> x. It needs only the estimate of x_0 and alpha_bar at two times, so
-every prediction type and every schedule works with each of them. Coefficients are Python floats (float64).
+A sampler is a function (denoise, schedule, x) -> x. It needs only the estimate of x_0 and alpha_bar
+at two times, so every prediction type and every schedule works with each of them. Coefficients are
+Python floats (float64).
 """
 
 from __future__ import annotations
@@ -21,19 +22,15 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t) -> estimate of x_0
 def steps(
     schedule: NoiseSchedule, num_steps: int, timesteps: Sequence[int] | None
 ) -> Iterator[tuple[int, int]]:
-    """Pairs (t, s) with t > s that a sampler goes through: ``timesteps`` if given, else the schedule's own grid.
+    """Pairs (t, s) with t > s that a sampler visits: ``timesteps``, or the schedule's own grid.
 
     Raises ConfigError unless T >= t_0 > t_1 > ... >= 0 with at least two times.
     """
     times = schedule.timesteps(num_steps) if timesteps is None else list(timesteps)
     falling = len(times) > 1 and all(t > s for t, s in pairwise(times))
     inside = falling and times[0] <= schedule.num_timesteps and times[-1] >= 0
-    require(
-        inside,
-        "timesteps",
-        times,
-        f"must fall strictly from at most {schedule.num_timesteps} to at least 0",
-    )
+    allowed = f"must fall strictly from at most {schedule.num_timesteps} to at least 0"
+    require(inside, "timesteps", times, allowed)
     return pairwise(times)
 
 

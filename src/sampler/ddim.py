@@ -22,10 +22,14 @@ def ddim(
     timesteps: Sequence[int] | None = None,
     generator: Generators = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic for eta = 0, the DDPM posterior for eta = 1.
+    """DDIM (Song et al. 2021, eq. 12 and 16).
 
-    x: (B, C, H, W) noise at the first time. The noise direction is derived from x0-hat, so a clipped x0-hat stays
-    consistent with it.
+    The noise direction is derived from x0-hat, so a clipped x0-hat stays consistent with it.
+
+    Arguments:
+        x: (B, C, H, W) noise at the first time.
+        num_steps: of one evaluation each; ``timesteps``, the times to visit, takes its place.
+        eta: how much of the noise is new: 0 is deterministic, 1 the DDPM posterior.
     """
     inside = isinstance(eta, int | float) and 0 <= eta <= 1
     require(inside, "eta", eta, "must be between 0 (deterministic) and 1 (DDPM posterior)")

@@ -21,11 +21,13 @@ def heun(
     timesteps: Sequence[int] | None = None,
     generator: Generators = None,
 ) -> Tensor:
-    """Heun's method (Karras et al. 2022, algorithm 1, without churn) in the angle phi = atan2(sigma, signal).
+    """Heun's method (Karras et al. 2022, algorithm 1, without churn) in phi = atan2(sigma, signal).
 
-    With signal = cos(phi) and sigma = sin(phi) the ODE reads dx/dphi = cos(phi) * eps-hat - sin(phi) * x0-hat, the
-    velocity of Salimans & Ho 2022: bounded from phi = pi/2 (noise) to 0, whereas 1 / signal_T is 20,291 for the cosine
-    schedule. Two evaluations a step; the step to t = 0 takes x0-hat itself (one evaluation, first order).
+    With signal = cos(phi) and sigma = sin(phi) the ODE reads
+    dx/dphi = cos(phi) * eps-hat - sin(phi) * x0-hat, the velocity of Salimans & Ho 2022: bounded
+    from phi = pi/2 (noise) to 0, whereas 1 / signal_T is 20,291 for the cosine schedule. Two
+    evaluations a step; the step to t = 0 takes x0-hat itself (one evaluation, first order).
+
     x: (B, C, H, W) noise at the first time; ``generator`` is unused, the method is deterministic.
     """
     for t, s in steps(schedule, num_steps, timesteps):

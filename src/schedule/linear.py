@@ -10,7 +10,10 @@ from src.schedule.base import NoiseSchedule, check_betas, check_num_timesteps, s
 def linear(
     num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> NoiseSchedule:
-    """Betas evenly spaced from beta_start to beta_end (DDPM section 4), given for T = 1000 and scaled by 1000 / T."""
+    """Betas evenly spaced from beta_start to beta_end (DDPM section 4).
+
+    They are given for T = 1000 and scaled by 1000 / T.
+    """
     check_num_timesteps(num_timesteps)
     check_betas(beta_start, beta_end)
     betas = torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)

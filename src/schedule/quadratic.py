@@ -10,7 +10,10 @@ from src.schedule.base import NoiseSchedule, check_betas, check_num_timesteps, s
 def quadratic(
     num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> NoiseSchedule:
-    """Square roots of beta evenly spaced (DDIM, Song et al. 2021; "scaled linear" in LDM), scaled by 1000 / T."""
+    """Square roots of beta evenly spaced (DDIM, Song et al. 2021; "scaled linear" in LDM).
+
+    The ends are given for T = 1000, and betas are scaled by 1000 / T.
+    """
     check_num_timesteps(num_timesteps)
     check_betas(beta_start, beta_end)
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)

@@ -14,6 +14,5 @@ def sigmoid(
     check_num_timesteps(num_timesteps)
     check_betas(beta_start, beta_end)
     curve = torch.linspace(-6, 6, num_timesteps, dtype=torch.float64).sigmoid()
-    return NoiseSchedule(
-        scaled_to(num_timesteps, beta_start + (beta_end - beta_start) * curve), name="sigmoid"
-    )
+    betas = beta_start + (beta_end - beta_start) * curve
+    return NoiseSchedule(scaled_to(num_timesteps, betas), name="sigmoid")

@@ -1,0 +1,171 @@
+"""Shards in WebDataset's format (.tar): where their samples lie, and ranges of their bytes.
+
+An index ``SHARD.tar.index`` beside a shard holds for each sample the place of its image, so images
+can be read in any order and from a URL; a local shard without one is read from end to end.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import fsspec
+import numpy as np
+
+from src.dataset.image_folder import EXTENSIONS
+from src.errors import DataError
+from src.files import atomic_path
+from src.noise import mix
+
+WAITS = (0.5, 2.0, 8.0)  # seconds before what could not be read is requested again
+KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # of a sample, and what kind of file it is
+NO_LABEL = -1
+
+Range = tuple[str, int, int | None]  # path or URL, first byte, and the byte after the last
+
+
+class Index(NamedTuple):
+    """Per sample of a shard, long: place of its image (bytes), label, tenth of the data."""
+
+    start: np.ndarray
+    size: np.ndarray
+    label: np.ndarray
+    tenth: np.ndarray
+
+    def take(self, mask: np.ndarray) -> Index:
+        """The samples where ``mask`` holds."""
+        return Index(*(values[mask] for values in self))
+
+
+def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
+    """The bytes of each range, requested together; again after each of ``WAITS`` where that fails.
+
+    An end of None is that of the file. What does not exist is requested once. Raises DataError
+    where a range cannot be read.
+    """
+    protocol = fsspec.utils.get_protocol(ranges[0][0])
+    try:
+        files = fsspec.filesystem(protocol)  # each process has its own
+    except ImportError as error:
+        raise DataError(f"dataset.root={ranges[0][0]}: {error}") from error
+    parts: list[bytes | Exception | None] = [None] * len(ranges)
+    missing = list(range(len(ranges)))
+    for wait in (*WAITS, 0):
+        answers = _request(files, [ranges[i] for i in missing])
+        for i, answer in zip(missing, answers, strict=True):
+            parts[i] = answer
+        missing = [i for i in missing if isinstance(parts[i], Exception)]
+        hopeless = all(isinstance(parts[i], FileNotFoundError) for i in missing)
+        if not missing or hopeless:
+            break
+        time.sleep(wait)
+    if missing:
+        error = parts[missing[0]]
+        path = ranges[missing[0]][0]
+        raise DataError(f"cannot read {path}: {str(error) or type(error).__name__}") from error
+    return parts
+
+
+def _request(files: fsspec.AbstractFileSystem, ranges: list[Range]) -> list[bytes | Exception]:
+    """One attempt at all ranges; in the place of one that fails, its error."""
+    paths, starts, ends = map(list, zip(*ranges, strict=True))
+    parts = files.cat_ranges(paths, starts, ends, on_error="return")
+    return [_whole(part, start, end) for part, start, end in zip(parts, starts, ends, strict=True)]
+
+
+def _whole(part: bytes | Exception, start: int, end: int | None) -> bytes | Exception:
+    """The part, or an error where it has another length than its range."""
+    if isinstance(part, Exception) or end is None or len(part) == end - start:
+        return part
+    return OSError(f"{len(part)} bytes came instead of {end - start}")
+
+
+def read_indices(shards: list[str]) -> list[Index]:
+    """The index of each shard, from beside it; a local shard without one is read from end to end.
+
+    Raises DataError.
+    """
+    indexed = [shard for shard in shards if "://" in shard or Path(f"{shard}.index").is_file()]
+    known = dict(zip(indexed, _read_files(indexed), strict=True))
+    return [_parsed(shard, known[shard]) if shard in known else _scan(shard) for shard in shards]
+
+
+def _read_files(shards: list[str]) -> list[bytes]:
+    """The contents of the indices beside the shards."""
+    if not shards:
+        return []
+    try:
+        return read_ranges([(f"{shard}.index", 0, None) for shard in shards])
+    except DataError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        way_out = (
+            "where the shards are, make them with python -m src.dataset.webdataset SHARD.tar ..."
+        )
+        raise DataError(f"{error}: shards at a URL need an index beside them; {way_out}") from error
+
+
+def _parsed(shard: str, content: bytes) -> Index:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            index = Index(*(file[name].astype(np.int64) for name in Index._fields))
+            size = int(file["bytes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{shard}.index is damaged: make it anew") from error
+    if "://" not in shard and Path(shard).stat().st_size != size:
+        raise DataError(f"{shard}.index is of another shard than is there now: make it anew")
+    return index
+
+
+def _scan(shard: str) -> Index:
+    """The index of a local shard, its samples in their order. Raises DataError."""
+    try:
+        with tarfile.open(shard, "r:") as tar:  # uncompressed, so that its middle can be read
+            samples = _samples(tar)
+            _check_end(tar)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"{shard}: not a sound .tar file of samples ({error})") from error
+    rows = [row for row in samples.values() if row[1]]  # those with an image
+    return Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
+
+
+def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
+    """Key -> row of the index; the files of a sample agree up to the first dot of their name."""
+    found: dict[str, list[int]] = {}
+    for member in tar:
+        named = KEY.fullmatch(member.name)
+        if not named or not member.isreg():
+            continue
+        key, kind = named.groups()
+        row = found.setdefault(key, [0, 0, NO_LABEL, mix("webdataset", key) % 10])
+        if f".{kind.lower()}" in EXTENSIONS:
+            row[:2] = member.offset_data, member.size
+        elif kind == "cls":
+            row[2] = int(tar.extractfile(member).read())
+    return found
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise TarError for a shard that was cut off, or two in one file, which tarfile accepts."""
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(2**20)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        reason = "cut off, or several in one file"
+        raise tarfile.TarError(f"no end mark at byte {tar.offset}: {reason}")
+
+
+def write_index(shard: str) -> int:
+    """Write ``<shard>.index`` beside a local shard; returns its number of images.
+
+    Raises DataError, StorageError.
+    """
+    index = _scan(shard)
+    with atomic_path(f"{shard}.index") as temporary, open(temporary, "wb") as file:
+        np.savez(file, bytes=Path(shard).stat().st_size, **index._asdict())
+    return len(index.start)
