@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import fault, words
+from support import PATIENCE, state, wait_until
 
 from src.checkpoint import read_checkpoint
 from src.errors import ConfigError
@@ -154,7 +155,7 @@ def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank
     command = [
         *words("vae", "plain"),
         f"hydra.run.dir={tmp_path / 'run'}",
-        "trainer.strategy.timeout.seconds=3",
+        "trainer.strategy.timeout.seconds=20",
     ]
     begin = time.monotonic()
     jobs = start(zygote, 2, "train", *command, fault(7, "batch_start", "stop", rank))
@@ -164,7 +165,7 @@ def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank
     assert jobs[rank].wait().code == -signal.SIGKILL
     assert (done.code, done.err.count("\n")) == (8, 1), done.err
     assert "another rank of this job is gone or does not answer" in done.err
-    assert took < 60
+    assert took < PATIENCE
 
 
 def test_torchrun_with_a_new_run_directory(tmp_path):
@@ -180,7 +181,7 @@ def test_torchrun_with_a_new_run_directory(tmp_path):
     command = [*torchrun, "src.train", *words("vae", "plain"), *CPU, "trainer.devices=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     runs = list(tmp_path.glob("outputs/*/*"))
@@ -278,14 +279,14 @@ def test_a_rank_ends_with_the_process_that_started_it_even_when_it_stands_still(
     if starter == 0:
         if os.fork() == 0:
             prepare_process()
-            os.write(write, b"ready")
+            os.write(write, str(os.getpid()).encode())
             os.kill(os.getpid(), signal.SIGSTOP)
         signal.pause()
     os.close(write)
-    assert os.read(read, 5) == b"ready"
-    time.sleep(0.05)
+    rank = int(os.read(read, 20))
+    wait_until(lambda: state(rank) == "T")
     os.kill(starter, signal.SIGKILL)
     os.waitpid(starter, 0)
-    assert select.select([read], [], [], 10)[0], "the rank is still there and holds the pipe"
+    assert select.select([read], [], [], PATIENCE)[0], "the rank is still there and holds the pipe"
     assert os.read(read, 5) == b""
     os.close(read)

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from support import PATIENCE
 
 from src.errors import ConfigError, DataError, MemoryExhaustedError, NonFiniteError, StorageError
 from src.runtime.explain import explain
@@ -321,6 +321,7 @@ def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
         "callback.generation=null",
     ]
     words += [f"hydra.run.dir={tmp_path}/run", "callback.progress.every_seconds=0.2"]
+    words += ["grace_seconds=600"]
     command = [sys.executable, "-u", "-m", "src.train", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -334,8 +335,7 @@ def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
     line = process.stdout.readline()
     while line and not line.startswith("step"):
         line = process.stdout.readline()
-    time.sleep(0.3)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert err.strip().splitlines()[-1].startswith("error: ")

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, options
 from evaluated import FAST, doctored, evaluated, numbers, trained  # noqa: F401 (a fixture)
 from PIL import Image
+from support import PATIENCE
 
 from src.runtime.data import ImageDataModule
 
@@ -250,7 +251,7 @@ def test_two_ranks_evaluate_as_one(cli, small, trained, tmp_path):  # noqa: F811
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "src.evaluate", *words]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
     assert done.returncode == 0, done.stderr
     one, two = (

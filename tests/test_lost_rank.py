@@ -13,6 +13,7 @@ RUN = (
         "callback.generation=null",
     ),
     *("trainer.max_steps=12", "trainer.val_check_interval=5", "dataset.global_batch_size=64"),
+    "grace_seconds=600",
 )
 
 

@@ -65,12 +65,13 @@ def test_memory_that_runs_out(zygote, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("kill", "DataLoader worker"), ("sleep", "timed out after 2 seconds")]
+    ("what", "timeout", "message"),
+    [("kill", 600, "DataLoader worker"), ("sleep", 2, "timed out after 2 seconds")],
 )
-def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, message):
+def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, timeout, message):
     settings = [
         "dataset.num_workers=1",
-        "dataset.worker_timeout=2",
+        f"dataset.worker_timeout={timeout}",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
     done = zygote.run("train", *words("vae", "plain"), *settings, fault(0, "loading", what))
