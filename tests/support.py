@@ -55,6 +55,11 @@ def options(group):
     return pytest.mark.parametrize(group, names(group))
 
 
+def slow(cases):
+    """Parameters for ``make test-slow``."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 def build(group, option, T=1000, shape=SHAPE, **settings):
     """The object of an option, built as the command line would, with ``settings`` on top."""
     config = {  # what the options refer to

@@ -88,7 +88,14 @@ def assert_close(run_dir, reference):
     assert numbers(run_dir) == pytest.approx(numbers(reference), rel=2e-4, abs=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("model", ["ae", "vae", "ddpm"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("ae", marks=pytest.mark.slow),
+        "vae",
+        pytest.param("ddpm", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
     """Training, validation and test; neither 359 validation nor 360 test images in batches of 240 come out even."""
     place = tmp_path / "run"
@@ -98,6 +105,7 @@ def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
     assert_close(place, unbroken(model, "plain"))
 
 
+@pytest.mark.slow
 def test_two_ranks_with_accumulation_equal_one(zygote, unbroken, tmp_path):
     done = ranks(
         zygote, 2, "train", *words("vae", "accumulated"), f"hydra.run.dir={tmp_path / 'run'}"
@@ -106,6 +114,7 @@ def test_two_ranks_with_accumulation_equal_one(zygote, unbroken, tmp_path):
     assert_close(tmp_path / "run", unbroken("vae", "accumulated"))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_one_goes_on_with_two(zygote, unbroken, tmp_path):
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     assert zygote.run("train", *command, fault(7, "batch_start", "term")).code == 143
@@ -115,6 +124,7 @@ def test_a_stopped_run_of_one_goes_on_with_two(zygote, unbroken, tmp_path):
     assert_close(tmp_path / "run", unbroken("vae", "plain"))
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_and_sample_as_one_does(zygote, unbroken, tmp_path):
     run = unbroken("ddpm", "plain")
     settings = [
@@ -150,6 +160,7 @@ def test_two_ranks_evaluate_and_sample_as_one_does(zygote, unbroken, tmp_path):
     assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank):
     command = [
@@ -168,6 +179,7 @@ def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank
     assert took < PATIENCE
 
 
+@pytest.mark.slow
 def test_torchrun_with_a_new_run_directory(tmp_path):
     """Every rank composes the configuration itself, with another time and suffix: one of them counts."""
     torchrun = [

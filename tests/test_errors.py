@@ -311,7 +311,10 @@ def test_a_diverging_loss_ends_the_run(cli, small, tmp_path):
     assert "lower optimizer.lr" in done.err
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
     words = [
         "model=vae",

@@ -236,6 +236,7 @@ def test_every_metric_option_can_be_composed(composed, metric):
     assert "measures" in composed(f"metric={metric}").metric
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_as_one(cli, small, trained, tmp_path):  # noqa: F811
     run = trained(cli, small, "ddpm", "model=ddpm")
     words = [

@@ -24,7 +24,10 @@ def finite(content):
 
 @pytest.mark.parametrize(
     ("model", "variant", "where"),
-    [("ddpm", "plain", "batch_start"), ("vae", "accumulated", "after_backward")],
+    [
+        ("ddpm", "plain", "batch_start"),
+        pytest.param("vae", "accumulated", "after_backward", marks=pytest.mark.slow),
+    ],
 )
 def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, model, variant, where):
     run_dir = tmp_path / "run"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from runs import assert_same, fault, latest, words
-from support import wait_until
+from support import slow, wait_until
 
 from src.errors import ConfigError
 from src.runtime.cli import _Patient
@@ -24,7 +24,7 @@ STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, 
 ]
 
 
-@pytest.mark.parametrize(("run", "place", "code", "kept"), STOPS)
+@pytest.mark.parametrize(("run", "place", "code", "kept"), STOPS[:2] + slow(STOPS[2:]))
 def test_stopped_and_started_again(zygote, unbroken, tmp_path, run, place, code, kept):
     command = [
         *words(*run),
@@ -40,6 +40,7 @@ def test_stopped_and_started_again(zygote, unbroken, tmp_path, run, place, code,
     assert_same(tmp_path / "run", unbroken(*run))
 
 
+@pytest.mark.slow
 def test_stopped_at_the_end_of_one_epoch_and_of_the_next(zygote, unbroken, tmp_path):
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     for step in (3, 5):
@@ -161,6 +162,7 @@ def pending(pid, signum):
     return any(int(mask.split()[1], 16) >> (signum - 1) & 1 for mask in masks)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_with_workers(zygote, unbroken, tmp_path):
     """Ctrl-C, ``timeout`` and ``scancel`` signal the data workers as well, which must not mistake it for theirs."""
     command = [

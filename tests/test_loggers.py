@@ -166,6 +166,7 @@ def uploaded(*places):
     return rows
 
 
+@pytest.mark.slow
 def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path):
     """Killed between two checkpoints; its W&B file holds all that was logged, or, not flushed yet, nothing."""
     run_dir, copy = tmp_path / f"größe = 1, {'lang' * 30}" / ("läuft " * 12), tmp_path / "copy"
@@ -191,6 +192,7 @@ def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path
             file.write_bytes(file.read_bytes()[:HEADER])
 
 
+@pytest.mark.slow
 def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path, online):
     """Killed in a validation: W&B has part of the history."""
     with serving() as server:
@@ -298,6 +300,7 @@ def _is_core(path):
     return name == "(wandb-core)" and int(parent) == os.getpid()
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_is_a_run_of_its_own(cli, words, tmp_path):
     done = cli(
         "train",

@@ -3,6 +3,7 @@
 import pytest
 from runs import fault, latest
 
+pytestmark = pytest.mark.slow
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 RUN = (
     *(

@@ -66,7 +66,10 @@ def test_memory_that_runs_out(zygote, tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "timeout", "message"),
-    [("kill", 600, "DataLoader worker"), ("sleep", 2, "timed out after 2 seconds")],
+    [
+        ("kill", 600, "DataLoader worker"),
+        pytest.param("sleep", 2, "timed out after 2 seconds", marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, timeout, message):
     settings = [

@@ -44,6 +44,7 @@ def places(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_runs(cli, small, places):
     assert len(COMMANDS) > 12
     assert cli("train", *small, "hydra.run.dir=RUN").code == 0
@@ -71,6 +72,7 @@ def test_every_command_runs(cli, small, places):
     assert load_model(places / "RUN").sample(2).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_make_train_runs_the_main_job(tmp_path):
     """The two commands share ``install``, which has nothing to do here: ``-o`` takes it as done."""
     arguments = (

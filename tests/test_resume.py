@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from runs import assert_same, content, differences, fault, words
+from support import slow
 
 from src.store import CheckpointStore, damage
 
@@ -34,7 +35,7 @@ def test_the_comparison_sees_a_step(unbroken):
     assert differences(content(run_dir), content(run_dir)) == []
 
 
-@pytest.mark.parametrize(("model", "variant", "step", "where"), KILLS)
+@pytest.mark.parametrize(("model", "variant", "step", "where"), KILLS[:3] + slow(KILLS[3:]))
 def test_killed_and_started_again(zygote, unbroken, tmp_path, model, variant, step, where):
     command = [*words(model, variant), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     killed = zygote.run("train", *command, fault(step, where))
@@ -48,6 +49,7 @@ def test_killed_and_started_again(zygote, unbroken, tmp_path, model, variant, st
     assert_same(tmp_path / "run", unbroken(model, variant))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(zygote, unbroken, tmp_path):
     command = [*words("ddpm", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     for step, where in ((2, "batch_end"), (4, "save"), (5, "validation_end"), (9, "before_step")):

@@ -94,6 +94,7 @@ def start():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
     words = [
         "sweep=vae_tpe",
@@ -131,6 +132,7 @@ def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
     assert (tmp_path / "study.png").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
     """Jobs of two ranks, which leave together."""
     space = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

@@ -187,6 +187,7 @@ def assert_equal_batches(one, two):
     assert all(torch.equal(a[2], b[2]) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_place_workers_ranks_or_restarts(place, server):
     address, _ = server
     whole = batches(str(place))
