@@ -57,7 +57,8 @@ def options(group):
 
 def slow(cases):
     """Parameters for ``make test-slow``."""
-    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    values = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*value, marks=pytest.mark.slow) for value in values]
 
 
 def build(group, option, T=1000, shape=SHAPE, **settings):

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import fault, words
-from support import PATIENCE, state, wait_until
+from support import PATIENCE, slow, state, wait_until
 
 from src.checkpoint import read_checkpoint
 from src.errors import ConfigError
@@ -88,14 +88,7 @@ def assert_close(run_dir, reference):
     assert numbers(run_dir) == pytest.approx(numbers(reference), rel=2e-4, abs=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param("ae", marks=pytest.mark.slow),
-        "vae",
-        pytest.param("ddpm", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("model", ["vae", *slow(["ae", "ddpm"])])
 def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
     """Training, validation and test; neither 359 validation nor 360 test images in batches of 240 come out even."""
     place = tmp_path / "run"
@@ -220,6 +213,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_by_all(zygote, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_ranks_with_other_settings_are_refused(zygote, tmp_path):
     """As where a file or a variable of one node is another: they would wait for each other for ever."""
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path}/x"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from support import PATIENCE
+from support import PATIENCE, slow
 
 from src.errors import ConfigError, DataError, MemoryExhaustedError, NonFiniteError, StorageError
 from src.runtime.explain import explain
@@ -114,7 +114,7 @@ CONFIG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), CONFIG)
+@pytest.mark.parametrize(("words", "message"), CONFIG[:12] + slow(CONFIG[12:]))
 def test_a_bad_setting_is_refused_before_anything_is_made(cli, cache_dir, tmp_path, words, message):
     if torch.cuda.is_available() and words == ["trainer=gpu"]:
         pytest.skip("this machine has a GPU")
@@ -159,7 +159,7 @@ def test_data_that_is_not_there(cli, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, *slow([1])])
 def test_a_corrupt_image_is_named(cli, small, tmp_path, workers):
     good = picture(tmp_path)
     folder(
@@ -311,10 +311,8 @@ def test_a_diverging_loss_ends_the_run(cli, small, tmp_path):
     assert "lower optimizer.lr" in done.err
 
 
-@pytest.mark.parametrize(
-    ("signum", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
     words = [
         "model=vae",

@@ -7,11 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import standin
-from support import PATIENCE, wait_until
+from support import PATIENCE, slow, wait_until
 
 from src.errors import ConfigError
 from src.launch import job as jobs
@@ -71,6 +70,7 @@ def statuses(sweep_dir):
     return [job["status"] for job in recorded(sweep_dir)]
 
 
+@pytest.mark.slow
 def test_twenty_jobs_of_which_three_fail(cli, sweep):
     words = ["-m", "model=vae", "seed=range(0,20)", f"hydra.sweep.dir={sweep}", "launcher.jobs=4"]
     done = cli("train", *words)
@@ -120,13 +120,14 @@ def test_a_killed_driver_is_started_again(drive, tmp_path):
     ), "were asked to stop"
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_jobs(drive, tmp_path):
     two = [drive("seed=1,2,3,4", seconds=0.7) for _ in range(2)]
     assert [driver.wait(PATIENCE) for driver in two] == [0, 0]
     assert starts(tmp_path / "sweep") == dict.fromkeys(range(4), 1)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), *slow([(signal.SIGINT, 130)])])
 def test_a_stopped_driver_stops_its_jobs(drive, tmp_path, signum, code):
     sweep = tmp_path / "sweep"
     driver = drive("seed=1,2,3", "launcher.jobs=2", seconds=600)
@@ -397,6 +398,7 @@ def test_what_cannot_be_cancelled_is_not_called_stopped(slurm, tmp_path, monkeyp
     assert statuses(tmp_path / "sweep") == ["waiting"]
 
 
+@pytest.mark.slow
 def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
     """The second composes its jobs while the first submits them."""
     words = ("launcher=slurm", "launcher.poll=0.2", "seed=range(1,10)")

@@ -212,6 +212,7 @@ def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path,
         assert_complete(*server.rows.values(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatch):
     """The run ends well and in time; what it prints brings everything to a server that has nothing of it."""
 
@@ -238,6 +239,7 @@ def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatc
         assert_complete(*server.rows.values(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(cli, words, tmp_path, online):
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
         online(f"http://127.0.0.1:{black_hole.getsockname()[1]}", init_timeout=1)

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 from runs import assert_same, fault, words
+from support import slow
 
 from src.checkpoint import read_checkpoint
 from src.store import CheckpointStore, damage
@@ -27,6 +28,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_with_more(
     zygote, unbroken, small_disk
 ):
@@ -68,7 +70,7 @@ def test_memory_that_runs_out(zygote, tmp_path):
     ("what", "timeout", "message"),
     [
         ("kill", 600, "DataLoader worker"),
-        pytest.param("sleep", 2, "timed out after 2 seconds", marks=pytest.mark.slow),
+        *slow([("sleep", 2, "timed out after 2 seconds")]),
     ],
 )
 def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, timeout, message):

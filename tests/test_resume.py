@@ -58,6 +58,7 @@ def test_killed_again_and_again(zygote, unbroken, tmp_path):
     assert_same(tmp_path / "run", unbroken("ddpm", "plain"))
 
 
+@pytest.mark.slow
 def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
     """``ckpt_path`` leaves the first run as it is; the second one has its history and its best checkpoint."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -73,6 +74,7 @@ def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_history_is_never_half_written(zygote, unbroken, tmp_path):
     """A new column makes the whole file new: killed in the middle of that, nothing is lost."""
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import options
+from support import slow
 from PIL import Image
 
 from src.checkpoint import load_model, read_checkpoint
@@ -16,8 +17,12 @@ from src.runtime.report import read_history
 from src.runtime.trainer import fill_length
 from src.train import train
 
+ELSEWHERE = ("ddpm", "vae")  # models that faster tests train, resume and evaluate
 
-@pytest.mark.parametrize("model", options("model"))
+
+@pytest.mark.parametrize(
+    "model", [*slow(ELSEWHERE), *(name for name in options("model") if name not in ELSEWHERE)]
+)
 def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_path, model):
     run = tmp_path / "a run, with=signs"
     done = cli("train", f"model={model}", f"hydra.run.dir={run}", *small)
@@ -167,6 +172,7 @@ def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
     assert "give only one" in both.err
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_seed_and_index_alone(cli, small, tmp_path):
     assert cli("train", *small, f"hydra.run.dir={tmp_path}/run").code == 0
 

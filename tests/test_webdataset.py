@@ -302,6 +302,7 @@ def test_other_bad_data_are_refused(tmp_path):
         load(str(tmp_path), "train")
 
 
+@pytest.mark.slow
 def test_the_command_that_writes_indices(tmp_path):
     shard = write_shard(tmp_path / "a.tar", range(5))
     command = [sys.executable, "-m", "src.dataset.webdataset", shard, tmp_path / "none.tar"]
