@@ -102,7 +102,7 @@ def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
     """Two at a time: one fails, one is cancelled while it runs, one while it waits, the others are done."""
     command = [*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", holding(tmp_path)]
     for seed in (1, 2):
-        (tmp_path / f"hold-{seed}").write_text("2")
+        (tmp_path / f"hold-{seed}").write_text("3")
     driver = drive(*command, "launcher.jobs=2")
     wait_until(lambda: len(handles(tmp_path)) == 4 and all(handles(tmp_path)))
     array = handles(tmp_path)
@@ -128,7 +128,7 @@ def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken
     """USR1, as Slurm sends before the time limit: the job keeps a checkpoint, is requeued and ends with equal bits."""
     run_dir = tmp_path / "sweep" / "0-vae-digits"
     command = [*words("vae", "plain"), *SLURM, holding(tmp_path)]
-    (tmp_path / "hold-0").write_text("2")
+    (tmp_path / "hold-0").write_text("3")
     driver = drive(*command)
     wait_until(lambda: latest(run_dir) >= 2)
     (handle,) = handles(tmp_path)
@@ -146,7 +146,7 @@ def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken
 def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_path):
     """Slurm itself stops and requeues it."""
     run_dir = tmp_path / "sweep" / "0-vae-digits"
-    (tmp_path / "hold-0").write_text("2")
+    (tmp_path / "hold-0").write_text("3")
     command = [*words("vae", "plain"), *SLURM, "launcher.partition=spot", holding(tmp_path)]
     driver = drive(*command)
     wait_until(lambda: latest(run_dir) >= 2)
@@ -177,7 +177,7 @@ def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
     """Two tasks by srun, stopped and requeued in the middle."""
     run_dir = tmp_path / "sweep" / "0-ae-digits"
     two = (*CPU_RANKS, "trainer.devices=1", "trainer.num_nodes=2")
-    (tmp_path / "hold-0").write_text("2")
+    (tmp_path / "hold-0").write_text("3")
     driver = drive(*words("ae", "plain"), *two, *SLURM, holding(tmp_path))
     wait_until(lambda: latest(run_dir) >= 2)
     (handle,) = handles(tmp_path)
@@ -217,7 +217,7 @@ def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
 
 
 def test_a_stopped_driver_cancels_its_jobs(drive, tmp_path):
-    (tmp_path / "hold-1").write_text("2")
+    (tmp_path / "hold-1").write_text("3")
     command = [*words("vae", "plain"), *SLURM, "launcher.jobs=1", "seed=1,2", holding(tmp_path)]
     driver = drive(*command)
     wait_until(lambda: latest(tmp_path / "sweep" / "0-vae-digits") >= 2)
@@ -245,7 +245,7 @@ def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
 def test_jobs_on_ray(drive, unbroken, tmp_path):
     """One fails. The other is stopped with its driver, goes on with the next, loses its worker, and has equal bits."""
     command = [*words("vae", "plain"), "launcher=ray", "seed=0,-1", holding(tmp_path)]
-    (tmp_path / "hold-0").write_text("2")
+    (tmp_path / "hold-0").write_text("3")
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
     run_dir = tmp_path / "sweep" / "0-vae-digits"
     wait_until(lambda: latest(run_dir) >= 2)
@@ -254,7 +254,7 @@ def test_jobs_on_ray(drive, unbroken, tmp_path):
     log = tmp_path / "sweep" / "jobs" / "0.log"
     assert "stopped by SIGTERM" in log.read_text()
     kept = latest(run_dir)
-    (tmp_path / "hold-0").write_text(str(kept + 2))
+    (tmp_path / "hold-0").write_text(str(kept + 3))
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
     wait_until(lambda: latest(run_dir) > kept)
     job = json.loads((run_dir / ".lock").read_text())["pid"]
