@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.installed$(subst $(comma),-,$(EXTRAS:%=-%))
 
-.PHONY: help install train test test-cluster soak lint
+.PHONY: help install train test test-slow test-cluster soak lint
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: install  ## run the main job: make train ARGS="model=vae dataset=mnist"
 	$(BIN)/python -m src.train $(ARGS)
 
-test: install  ## run the whole test suite: make test ARGS="-k sampler"
+test: install  ## run the tests, but for those that take longest: make test ARGS="-k sampler"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install  ## run the tests that take longest: make test-slow ARGS="-k sweep"
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-cluster:  ## jobs on a real Slurm (2 nodes on loopback) and a real Ray, both started for it: needs root on Debian
 	@bash tests/cluster/run.sh $(ARGS)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 from runs import words
 from zygote import Zygote
@@ -24,6 +25,10 @@ CONF = ROOT / "conf"
 os.environ["WANDB_MODE"] = "offline"  # also for the processes that tests start
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)  # the suite runs in two processes on two cores
+settings.register_profile(
+    "any machine", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def options(group: str) -> list[str]:

@@ -117,7 +117,9 @@ class Fault(pl.Callback):
         self.where = None
         if self.what == "sleep":
             print("fault: sleep", flush=True)
-            time.sleep(60)
+            in_worker = torch.utils.data.get_worker_info() is not None
+            time.sleep(60 if in_worker else 600)  # the end of a worker is waited for
+            print("fault: over", flush=True)
         elif self.what == "memory":
             resource.setrlimit(resource.RLIMIT_AS, (2**33, resource.RLIM_INFINITY))
             torch.empty(2**34, dtype=torch.uint8)

@@ -1,7 +1,8 @@
 """A job in 30 ms in the place of ``python -m src.train``, and a driver that launches such jobs.
 
 ``python tests/standin.py drive WORDS`` is ``python -m src.train WORDS`` with jobs of this kind. A job fails where its
-seed is divisible by 7, takes ``STANDIN_SECONDS``, and counts its starts in ``starts`` of its run directory.
+seed is divisible by 7, takes ``STANDIN_SECONDS`` (of several, those at the place of its seed), and counts its starts
+in ``starts`` of its run directory.
 """
 
 import fcntl
@@ -18,13 +19,14 @@ def main(words):
     run_dir, seed = Path(settings["hydra.run.dir"]), int(settings["seed"])
     assert settings["resume"] == "auto"
     run_dir.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: stopped(run_dir))
     with open(run_dir / "starts", "a") as starts:
         fcntl.flock(starts, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no two at a time
         starts.write(f"{os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
         starts.flush()
-        signal.signal(signal.SIGTERM, lambda *_: stopped(run_dir))
         print(f"this is the job of seed {seed}", flush=True)
-        time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
+        seconds = os.environ.get("STANDIN_SECONDS", "0").split(",")
+        time.sleep(float(seconds[seed % len(seconds)]))
         if seed % 7 == 0:
             sys.exit(
                 f"error: seed={seed}: is divisible by 7"

@@ -1,7 +1,6 @@
 """What the tests of sweeps share: composed configurations, a launcher whose jobs take no time, a study of it."""
 
 import json
-import time
 
 import optuna
 import yaml
@@ -21,13 +20,6 @@ def composed(*words):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(words), return_hydra_config=True)
-
-
-def wait_for(condition, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 class Launcher:

@@ -1,6 +1,7 @@
 """What several test files share: options of a configuration group, small models, data whose best denoiser is known."""
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,23 @@ from src.network.mlp_autoencoder import MLPDecoder, MLPEncoder
 CONF = Path(__file__).parents[1] / "conf"
 SHAPE = (1, 4, 4)  # of the small models' images
 LATENT, NOISE = 2, 0.3  # of the linear VAE
+PATIENCE = 600  # seconds: what takes as long has failed, on any machine
+
+
+def wait_until(holds):
+    """Come back as soon as it is so: a slow machine gets the time that it needs."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.02)
+
+
+def state(pid):
+    """R, S, T (stopped), Z (dead, and nobody has asked), ... as Linux calls it; "" for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def names(group):
@@ -35,6 +53,12 @@ def names(group):
 def options(group):
     """One parameter, called like the group, per option."""
     return pytest.mark.parametrize(group, names(group))
+
+
+def slow(cases):
+    """Parameters for ``make test-slow``."""
+    values = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*value, marks=pytest.mark.slow) for value in values]
 
 
 def build(group, option, T=1000, shape=SHAPE, **settings):

@@ -282,7 +282,7 @@ def test_plain_progress_has_losses_speed_and_time_left(composed, small, caplog):
     with caplog.at_level(logging.INFO, "src"):
         words = ["model=ae", *small, "trainer.max_steps=30", "trainer.limit_train_batches=null"]
         train(
-            composed(*words, "callback.progress.every_seconds=0.01", "trainer.log_every_n_steps=1")
+            composed(*words, "callback.progress.every_seconds=1e-9", "trainer.log_every_n_steps=1")
         )
     lines = [record.message for record in caplog.records if record.message.startswith("step ")]
     assert lines

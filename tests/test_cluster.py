@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hold import holding
 from runs import SHORT, assert_same, latest, words
+from support import PATIENCE, wait_until
 
 from src.launch.job import recorded
 
@@ -44,7 +45,7 @@ A_RAY_CLUSTER += (
     "-",
 )
 STUDY = ("sweep=vae_tpe", "sweep.trials=3", "launcher.jobs=2", "network=mlp_autoencoder", *SHORT)
-SLOW = "+callback.slow={_target_:slow.Slow,seconds:0.5}"
+DRIVE = "import src.launch.ray, src.train; src.launch.ray.PATIENCE = 600; src.train.main()"
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def drive(tmp_path):
             command = [
                 *before,
                 sys.executable,
-                "-m",
-                "src.train",
+                "-c",
+                DRIVE,
                 "-m",
                 f"hydra.sweep.dir={tmp_path / 'sweep'}",
                 *words,
@@ -72,14 +73,7 @@ def drive(tmp_path):
     yield start
     for driver in started:
         driver.terminate()
-        driver.wait(60)
-
-
-def wait_until(holds, seconds=60):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.2)
+        driver.wait(PATIENCE)
 
 
 def said(tmp_path):
@@ -100,25 +94,32 @@ def slurm(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def wait_for_requeue(handle):
+    wait_until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", handle))
+
+
 def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
     """Two at a time: one fails, one is cancelled while it runs, one while it waits, the others are done."""
-    driver = drive(*words("vae", "plain"), *SLURM, "launcher.jobs=2", "seed=-1,1,2,3", SLOW)
+    command = [*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", holding(tmp_path)]
+    for seed in (1, 2):
+        (tmp_path / f"hold-{seed}").write_text("3")
+    driver = drive(*command, "launcher.jobs=2")
     wait_until(lambda: len(handles(tmp_path)) == 4 and all(handles(tmp_path)))
     array = handles(tmp_path)
     assert [handle.split("_")[1] for handle in array] == ["0", "1", "2", "3"]
     slurm("scancel", array[3])
     wait_until(lambda: latest(tmp_path / "sweep" / "1-vae-digits") >= 2)
     slurm("scancel", array[1])
-    assert driver.wait(100) == 2, said(tmp_path)
+    (tmp_path / "hold-2").unlink()
+    assert driver.wait(PATIENCE) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["failed", "stopped", "done", "stopped"], said(tmp_path)
     assert recorded(tmp_path / "sweep")[0]["detail"].startswith(
         "exit code 2: seed=-1: must be an integer"
     )
     kept = latest(tmp_path / "sweep" / "1-vae-digits")
     assert kept >= 2
-    assert drive(*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", SLOW).wait(100) == 2, said(
-        tmp_path
-    )
+    (tmp_path / "hold-1").unlink()
+    assert drive(*command).wait(PATIENCE) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["failed", "done", "done", "done"], said(tmp_path)
     assert handles(tmp_path)[2] == array[2], "a job that is done is not done again"
 
@@ -126,15 +127,17 @@ def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
 def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken, tmp_path):
     """USR1, as Slurm sends before the time limit: the job keeps a checkpoint, is requeued and ends with equal bits."""
     run_dir = tmp_path / "sweep" / "0-vae-digits"
-    command = [*words("vae", "plain"), *SLURM, SLOW]
+    command = [*words("vae", "plain"), *SLURM, holding(tmp_path)]
+    (tmp_path / "hold-0").write_text("3")
     driver = drive(*command)
     wait_until(lambda: latest(run_dir) >= 2)
     (handle,) = handles(tmp_path)
     driver.kill()
     driver.wait()
     slurm("scancel", "--signal=USR1", handle)
-    wait_until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", handle))
-    assert drive(*command).wait(100) == 0, said(tmp_path)
+    wait_for_requeue(handle)
+    (tmp_path / "hold-0").unlink()
+    assert drive(*command).wait(PATIENCE) == 0, said(tmp_path)
     assert handles(tmp_path) == [handle], "the driver has found its job again"
     assert "stopped by SIGUSR1" in said(tmp_path)
     assert_same(run_dir, unbroken("vae", "plain"))
@@ -143,7 +146,9 @@ def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken
 def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_path):
     """Slurm itself stops and requeues it."""
     run_dir = tmp_path / "sweep" / "0-vae-digits"
-    driver = drive(*words("vae", "plain"), *SLURM, "launcher.partition=spot", SLOW)
+    (tmp_path / "hold-0").write_text("3")
+    command = [*words("vae", "plain"), *SLURM, "launcher.partition=spot", holding(tmp_path)]
+    driver = drive(*command)
     wait_until(lambda: latest(run_dir) >= 2)
     slurm(
         "sbatch",
@@ -152,16 +157,18 @@ def test_a_job_that_another_one_pushes_aside_comes_back(drive, unbroken, tmp_pat
         f"--output={tmp_path}/urgent",
         "--wrap=sleep 1",
     )
-    assert driver.wait(120) == 0, said(tmp_path)
+    wait_for_requeue(*handles(tmp_path))
+    (tmp_path / "hold-0").unlink()
+    assert driver.wait(PATIENCE) == 0, said(tmp_path)
     assert "Restarts=1" in slurm("scontrol", "show", "job", *handles(tmp_path))
     assert_same(run_dir, unbroken("vae", "plain"))
 
 
 def test_a_study(drive, tmp_path):
-    assert drive(*STUDY, *SLURM).wait(120) == 0, said(tmp_path)
+    assert drive(*STUDY, *SLURM).wait(PATIENCE) == 0, said(tmp_path)
     assert statuses(tmp_path) == ["done"] * 3
     assert len({handle.split("_")[0] for handle in handles(tmp_path)}) == 2, (
-        "an array for each batch"
+        "one array for the first two, one for the third, which begins as one of them ends"
     )
     assert "Study vae_tpe: 3 complete" in said(tmp_path)
 
@@ -170,12 +177,15 @@ def test_two_nodes_train_as_one_process_does(drive, unbroken, tmp_path):
     """Two tasks by srun, stopped and requeued in the middle."""
     run_dir = tmp_path / "sweep" / "0-ae-digits"
     two = (*CPU_RANKS, "trainer.devices=1", "trainer.num_nodes=2")
-    driver = drive(*words("ae", "plain"), *two, *SLURM, SLOW)
+    (tmp_path / "hold-0").write_text("3")
+    driver = drive(*words("ae", "plain"), *two, *SLURM, holding(tmp_path))
     wait_until(lambda: latest(run_dir) >= 2)
     (handle,) = handles(tmp_path)
     assert "n[1-2]" in slurm("squeue", "-h", "-r", "-o", "%i %N", "-j", handle)
     slurm("scancel", "--signal=USR1", handle)
-    assert driver.wait(120) == 0, said(tmp_path)
+    wait_for_requeue(handle)
+    (tmp_path / "hold-0").unlink()
+    assert driver.wait(PATIENCE) == 0, said(tmp_path)
     assert "Restarts=1" in slurm("scontrol", "show", "job", handle), said(tmp_path)
     mine, one = (
         json.loads((path / "metrics.json").read_text())
@@ -198,7 +208,7 @@ def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
     ]
     command += [*CPU_RANKS, "trainer.devices=1", f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "trainer.devices=1" in done.stderr
@@ -207,10 +217,12 @@ def test_tasks_that_disagree_with_devices_are_refused(tmp_path):
 
 
 def test_a_stopped_driver_cancels_its_jobs(drive, tmp_path):
-    driver = drive(*words("vae", "plain"), *SLURM, "launcher.jobs=1", "seed=1,2", SLOW)
+    (tmp_path / "hold-1").write_text("3")
+    command = [*words("vae", "plain"), *SLURM, "launcher.jobs=1", "seed=1,2", holding(tmp_path)]
+    driver = drive(*command)
     wait_until(lambda: latest(tmp_path / "sweep" / "0-vae-digits") >= 2)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(60) == 143, said(tmp_path)
+    assert driver.wait(PATIENCE) == 143, said(tmp_path)
     assert statuses(tmp_path) == ["stopped", "stopped"], said(tmp_path)
     states = slurm("squeue", "-h", "-r", "-t", "all", "-o", "%i %T")
     assert all(f"{handle} CANCELLED" in states for handle in handles(tmp_path))
@@ -225,28 +237,33 @@ def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
         *SLURM,
         "+callback.fault={_target_:faults.Fault,step:3,where:batch_start,rank:1}",
     )
-    assert driver.wait(100) == 8, said(tmp_path)
+    assert driver.wait(PATIENCE) == 8, said(tmp_path)
     assert statuses(tmp_path) == ["failed"]
     assert "Restarts=0" in slurm("scontrol", "show", "job", handles(tmp_path)[0])
 
 
 def test_jobs_on_ray(drive, unbroken, tmp_path):
     """One fails. The other is stopped with its driver, goes on with the next, loses its worker, and has equal bits."""
-    command = [*words("vae", "plain"), "launcher=ray", "seed=0,-1", SLOW]
+    command = [*words("vae", "plain"), "launcher=ray", "seed=0,-1", holding(tmp_path)]
+    (tmp_path / "hold-0").write_text("3")
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
     run_dir = tmp_path / "sweep" / "0-vae-digits"
-    wait_until(lambda: latest(run_dir) >= 2, 90)
+    wait_until(lambda: latest(run_dir) >= 2)
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(60) == 143, said(tmp_path)
-    assert "stopped by SIGTERM" in (tmp_path / "sweep" / "jobs" / "0.log").read_text()
+    assert driver.wait(PATIENCE) == 143, said(tmp_path)
+    log = tmp_path / "sweep" / "jobs" / "0.log"
+    assert "stopped by SIGTERM" in log.read_text()
     kept = latest(run_dir)
+    (tmp_path / "hold-0").write_text(str(kept + 3))
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)
-    wait_until(lambda: latest(run_dir) > kept, 90)
+    wait_until(lambda: latest(run_dir) > kept)
     job = json.loads((run_dir / ".lock").read_text())["pid"]
     os.kill(
         int(Path(f"/proc/{job}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL
     )
-    assert driver.wait(120) == 2, said(tmp_path)
+    wait_until(lambda: log.read_text().count("stopped by SIGTERM") == 2)
+    (tmp_path / "hold-0").unlink()
+    assert driver.wait(PATIENCE) == 2, said(tmp_path)
     assert statuses(tmp_path) == ["done", "failed"], said(tmp_path)
     assert_same(run_dir, unbroken("vae", "plain"))
 
@@ -255,6 +272,6 @@ def test_a_study_on_a_ray_that_is_there(drive, tmp_path):
     """Its two CPUs are one job of two ranks at a time."""
     there = ("launcher=ray", "launcher.address=127.0.0.1:6399")
     driver = drive(*STUDY, *there, *CPU_RANKS, "trainer.devices=2", before=A_RAY_CLUSTER)
-    assert driver.wait(150) == 0, said(tmp_path)
+    assert driver.wait(PATIENCE) == 0, said(tmp_path)
     assert statuses(tmp_path) == ["done"] * 3
     assert "Study vae_tpe: 3 complete" in said(tmp_path)

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import fault, words
+from support import PATIENCE, slow, state, wait_until
 
 from src.config.machine import check_machine
 from src.errors import ConfigError
@@ -88,7 +89,7 @@ def assert_close(run_dir, reference):
     assert numbers(run_dir) == pytest.approx(numbers(reference), rel=2e-4, abs=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("model", ["ae", "vae", "ddpm"])
+@pytest.mark.parametrize("model", ["vae", *slow(["ae", "ddpm"])])
 def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
     """Training, validation and test; neither 359 validation nor 360 test images in batches of 240 come out even."""
     place = tmp_path / "run"
@@ -98,6 +99,7 @@ def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
     assert_close(place, unbroken(model, "plain"))
 
 
+@pytest.mark.slow
 def test_two_ranks_with_accumulation_equal_one(zygote, unbroken, tmp_path):
     done = ranks(
         zygote, 2, "train", *words("vae", "accumulated"), f"hydra.run.dir={tmp_path / 'run'}"
@@ -106,6 +108,7 @@ def test_two_ranks_with_accumulation_equal_one(zygote, unbroken, tmp_path):
     assert_close(tmp_path / "run", unbroken("vae", "accumulated"))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_one_goes_on_with_two(zygote, unbroken, tmp_path):
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     assert zygote.run("train", *command, fault(7, "batch_start", "term")).code == 143
@@ -115,6 +118,7 @@ def test_a_stopped_run_of_one_goes_on_with_two(zygote, unbroken, tmp_path):
     assert_close(tmp_path / "run", unbroken("vae", "plain"))
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_and_sample_as_one_does(zygote, unbroken, tmp_path):
     run = unbroken("ddpm", "plain")
     settings = [
@@ -150,12 +154,13 @@ def test_two_ranks_evaluate_and_sample_as_one_does(zygote, unbroken, tmp_path):
     assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank):
     command = [
         *words("vae", "plain"),
         f"hydra.run.dir={tmp_path / 'run'}",
-        "trainer.strategy.timeout.seconds=3",
+        "trainer.strategy.timeout.seconds=20",
     ]
     begin = time.monotonic()
     jobs = start(zygote, 2, "train", *command, fault(7, "batch_start", "stop", rank))
@@ -165,9 +170,10 @@ def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank
     assert jobs[rank].wait().code == -signal.SIGKILL
     assert (done.code, done.err.count("\n")) == (8, 1), done.err
     assert "another rank of this job is gone or does not answer" in done.err
-    assert took < 60
+    assert took < PATIENCE
 
 
+@pytest.mark.slow
 def test_torchrun_with_a_new_run_directory(tmp_path):
     """Every rank composes the configuration itself, with another time and suffix: one of them counts."""
     torchrun = [
@@ -181,7 +187,7 @@ def test_torchrun_with_a_new_run_directory(tmp_path):
     command = [*torchrun, "src.train", *words("vae", "plain"), *CPU, "trainer.devices=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     runs = list(tmp_path.glob("outputs/*/*"))
@@ -208,6 +214,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_by_all(zygote, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_ranks_with_other_settings_are_refused(zygote, tmp_path):
     """As where a file or a variable of one node is another: they would wait for each other for ever."""
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path}/x"]
@@ -279,14 +286,14 @@ def test_a_rank_ends_with_the_process_that_started_it_even_when_it_stands_still(
     if starter == 0:
         if os.fork() == 0:
             prepare_process()
-            os.write(write, b"ready")
+            os.write(write, str(os.getpid()).encode())
             os.kill(os.getpid(), signal.SIGSTOP)
         signal.pause()
     os.close(write)
-    assert os.read(read, 5) == b"ready"
-    time.sleep(0.05)
+    rank = int(os.read(read, 20))
+    wait_until(lambda: state(rank) == "T")
     os.kill(starter, signal.SIGKILL)
     os.waitpid(starter, 0)
-    assert select.select([read], [], [], 10)[0], "the rank is still there and holds the pipe"
+    assert select.select([read], [], [], PATIENCE)[0], "the rank is still there and holds the pipe"
     assert os.read(read, 5) == b""
     os.close(read)

@@ -143,6 +143,7 @@ def test_dci_of_an_importance_matrix_by_hand():
     assert disentanglement(np.ones((3, 4))) == pytest.approx(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rounds", "depth", "tolerance"), [(10, 2, 1e-9), (100, 3, 0.02)])
 def test_importances_are_those_of_gradient_boosting(monkeypatch, rounds, depth, tolerance):
     """disentanglement_lib's classifier as oracle; in small nodes it takes equally good splits in random order."""
@@ -240,6 +241,7 @@ def test_constant_factors_are_dropped():
     assert with_it["mig"].context["factor_sizes"] == list(SIZES)
 
 
+@pytest.mark.slow
 def test_latents_below_the_scale_do_not_vote():
     quiet = 0.9 * SMALLEST_SCALE * PERFECT
     result = scores(quiet)
@@ -269,6 +271,7 @@ def test_what_has_no_score_says_why(reason, arrays):
         assert re.search(reason, measured.reason)
 
 
+@pytest.mark.slow
 def test_only_the_seed_decides():
     before = np.random.get_state()[1].copy()
     first, again, other = (scores(rotated(), num_train=300, seed=seed) for seed in (0, 0, 1))
@@ -277,6 +280,7 @@ def test_only_the_seed_decides():
     assert (np.random.get_state()[1] == before).all()
 
 
+@pytest.mark.slow
 def test_accuracies_have_a_standard_error():
     result = scores(rotated() + 0.5 * noise(NUM_FACTORS))
     for name in ("factor_vae_score", "beta_vae_score"):

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from support import PATIENCE, slow
 
 from src.config.explain import explain
 from src.errors import (
@@ -120,7 +120,7 @@ CONFIG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), CONFIG)
+@pytest.mark.parametrize(("words", "message"), CONFIG[:12] + slow(CONFIG[12:]))
 def test_a_bad_setting_is_refused_before_anything_is_made(cli, cache_dir, tmp_path, words, message):
     if torch.cuda.is_available() and words == ["trainer=gpu"]:
         pytest.skip("this machine has a GPU")
@@ -165,7 +165,7 @@ def test_data_that_is_not_there(cli, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, *slow([1])])
 def test_a_corrupt_image_is_named(cli, small, tmp_path, workers):
     good = picture(tmp_path)
     folder(
@@ -317,6 +317,7 @@ def test_a_diverging_loss_ends_the_run(cli, small, tmp_path):
     assert "lower optimizer.lr" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
     words = [
@@ -327,6 +328,7 @@ def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
         "callback.generation=null",
     ]
     words += [f"hydra.run.dir={tmp_path}/run", "callback.progress.every_seconds=0.2"]
+    words += ["grace_seconds=600"]
     command = [sys.executable, "-u", "-m", "src.train", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -340,8 +342,7 @@ def test_signals_end_with_their_codes(tmp_path, cache_dir, signum, code):
     line = process.stdout.readline()
     while line and not line.startswith("step"):
         line = process.stdout.readline()
-    time.sleep(0.3)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     assert err.strip().splitlines()[-1].startswith("error: ")

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, options
 from evaluated import FAST, doctored, evaluated, numbers, trained  # noqa: F401 (a fixture)
 from PIL import Image
+from support import PATIENCE
 
 from src.training.data import ImageDataModule
 
@@ -98,6 +99,7 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
     assert numbers(json.loads((run / "evaluation-1.json").read_text())) == numbers(card)
 
 
+@pytest.mark.slow
 def test_repeats_give_mean_and_spread(cli, small, trained):  # noqa: F811
     run = trained(cli, small, "vae", "model=vae")
     words = [
@@ -148,6 +150,7 @@ def test_a_vae_has_likelihood_and_latents(cli, small, trained):  # noqa: F811
     assert not any("fid" in name for name in card)
 
 
+@pytest.mark.slow
 def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
     run = trained(
         cli, small, "bits", "model=vae", "likelihood=bernoulli", "dataset.binarize=static"
@@ -167,6 +170,7 @@ def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
     assert line in card["notes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["static", "dynamic"])
 def test_the_seed_of_an_evaluation_decides_not_that_of_the_run(cli, small, trained, how):  # noqa: F811
     run = trained(cli, small, how, "model=vae", "likelihood=bernoulli", f"dataset.binarize={how}")
@@ -194,6 +198,7 @@ def test_what_a_model_cannot_do_is_skipped_with_a_line(cli, small, trained):  # 
     assert "test/psnr_compressed" in card
 
 
+@pytest.mark.slow
 def test_known_factors_are_looked_for(cli, small, trained, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         "src.metric.disentanglement.Disentanglement.__init__.__defaults__", (300, 200, 16, 0)
@@ -208,6 +213,7 @@ def test_known_factors_are_looked_for(cli, small, trained, monkeypatch):  # noqa
     assert "test/mig" not in evaluated(cli, run, "metric=none", "score=null", "latents=false")[1]
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_the_images_that_the_model_was_trained_on(
     cli,
     small,
@@ -238,6 +244,7 @@ def test_every_metric_option_can_be_composed(composed, metric):
     assert "measures" in composed(f"metric={metric}").metric
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_as_one(cli, small, trained, tmp_path):  # noqa: F811
     run = trained(cli, small, "ddpm", "model=ddpm")
     words = [
@@ -253,7 +260,7 @@ def test_two_ranks_evaluate_as_one(cli, small, trained, tmp_path):  # noqa: F811
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "src.evaluate", *words]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env=environment
     )
     assert done.returncode == 0, done.stderr
     one, two = (

@@ -5,6 +5,7 @@ import math
 
 import pytest
 from evaluated import FAST, doctored, evaluated, numbers, pictures, trained  # noqa: F401 (a fixture)
+from support import slow
 
 from src.config.run_config import run_config
 from src.evaluation.evaluation import Evaluation
@@ -54,7 +55,7 @@ def _poison(checkpoint):
                 value.fill_(math.nan)
 
 
-@pytest.mark.parametrize("model", ["vae", "ddpm"])
+@pytest.mark.parametrize("model", ["vae", *slow(["ddpm"])])
 def test_a_model_of_nan_has_nulls_with_reasons_and_the_floor(cli, small, trained, tmp_path, model):  # noqa: F811
     run = trained(cli, small, model, f"model={model}")
     words = ["features=pixels", "metric.measures.kid.max_images=50", "score.importance_samples=2"]

@@ -154,6 +154,7 @@ def digits():
     return images[train], labels[train], images[test], labels[test]
 
 
+@pytest.mark.slow
 def test_learns_digits(digits, caplog):
     images, labels, test_images, test_labels = digits
     features = Classifier(None)

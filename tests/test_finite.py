@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from runs import differences, fault, words
+from support import slow
 
 from src.callback.finite import Finite
 from src.errors import ConfigError, NonFiniteError
@@ -24,7 +25,7 @@ def finite(content):
 
 @pytest.mark.parametrize(
     ("model", "variant", "where"),
-    [("ddpm", "plain", "batch_start"), ("vae", "accumulated", "after_backward")],
+    [("ddpm", "plain", "batch_start"), *slow([("vae", "accumulated", "after_backward")])],
 )
 def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, model, variant, where):
     run_dir = tmp_path / "run"
@@ -69,6 +70,7 @@ def test_the_run_ends_at_that_step_with_a_record(zygote, unbroken, tmp_path, mod
     )
 
 
+@pytest.mark.slow
 def test_skipping_leaves_the_weights_alone_and_goes_on(zygote, tmp_path):
     command = [
         *words("ddpm", "plain"),

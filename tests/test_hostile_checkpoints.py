@@ -253,6 +253,7 @@ def test_every_command_refuses(cli, content, tmp_path, marker, entry, setting):
     assert {path.name for path in tmp_path.iterdir()} == {"evil", "it.ckpt"}
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_refuses(content, tmp_path, marker):
     torch.save(content | {"x": Payload()}, tmp_path / "it.ckpt")
     words = [sys.executable, "-m", "src.evaluate", f"ckpt_path={tmp_path}/it.ckpt"]

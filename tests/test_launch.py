@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import standin
+from support import PATIENCE, slow, wait_until
 
 from src.errors import ConfigError
 from src.launch import job as jobs
@@ -44,6 +44,7 @@ def drive(tmp_path):
                     "-m",
                     "model=vae",
                     f"hydra.sweep.dir={tmp_path / 'sweep'}",
+                    "grace_seconds=600",
                     *words,
                 ],
                 env=os.environ | {"STANDIN_SECONDS": str(seconds)},
@@ -71,13 +72,7 @@ def statuses(sweep_dir):
     return [job["status"] for job in recorded(sweep_dir)]
 
 
-def wait_until(holds, seconds=30):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.05)
-
-
+@pytest.mark.slow
 def test_twenty_jobs_of_which_three_fail(cli, sweep):
     words = ["-m", "model=vae", "seed=range(0,20)", f"hydra.sweep.dir={sweep}", "launcher.jobs=4"]
     done = cli("train", *words)
@@ -109,14 +104,14 @@ def test_twenty_jobs_of_which_three_fail(cli, sweep):
 
 def test_a_killed_driver_is_started_again(drive, tmp_path):
     sweep = tmp_path / "sweep"
-    first = drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=1)
+    first = drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds="600,0,600,600,600")
     wait_until(lambda: "done" in statuses(sweep) and len(starts(sweep)) >= 3)
     first.kill()
     first.wait()
     done = [job["number"] for job in recorded(sweep) if job["status"] == "done"]
-    assert 0 < len(done) < 5
+    assert done == [0]
     before = starts(sweep)
-    assert drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=0).wait(30) == 0, (
+    assert drive("seed=1,2,3,4,5", "launcher.jobs=2", seconds=0).wait(PATIENCE) == 0, (
         tmp_path / "driver.log"
     ).read_text()
     assert statuses(sweep) == ["done"] * 5
@@ -127,20 +122,21 @@ def test_a_killed_driver_is_started_again(drive, tmp_path):
     ), "were asked to stop"
 
 
+@pytest.mark.slow
 def test_two_drivers_share_the_jobs(drive, tmp_path):
     two = [drive("seed=1,2,3,4", seconds=0.7) for _ in range(2)]
-    assert [driver.wait(60) for driver in two] == [0, 0]
+    assert [driver.wait(PATIENCE) for driver in two] == [0, 0]
     assert starts(tmp_path / "sweep") == dict.fromkeys(range(4), 1)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), *slow([(signal.SIGINT, 130)])])
 def test_a_stopped_driver_stops_its_jobs(drive, tmp_path, signum, code):
     sweep = tmp_path / "sweep"
-    driver = drive("seed=1,2,3", "launcher.jobs=2", seconds=100)
+    driver = drive("seed=1,2,3", "launcher.jobs=2", seconds=600)
     wait_until(lambda: len(starts(sweep)) == 2)
-    time.sleep(0.3)
+    wait_until(lambda: statuses(sweep) == ["running", "running", "waiting"])
     driver.send_signal(signum)
-    assert driver.wait(20) == code
+    assert driver.wait(PATIENCE) == code
     assert statuses(sweep) == ["stopped", "stopped", "waiting"]
     assert len(list(sweep.glob("*/checkpoint"))) == 2
     said = (tmp_path / "driver.log").read_text()
@@ -226,10 +222,10 @@ SLOTS = [  # GPUs of the machine, launcher.jobs, trainer.devices -> GPUs of each
 
 
 @pytest.mark.parametrize(("gpus", "at_once", "devices", "expected"), SLOTS)
-def test_jobs_have_devices_of_their_own(monkeypatch, gpus, at_once, devices, expected):
+def test_jobs_have_devices_of_their_own(monkeypatch, tmp_path, gpus, at_once, devices, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.setenv("SLURM_NTASKS", "8")
-    slots = Local(jobs=at_once)._slots([Job(0, [], Path("x"), "val/loss", devices)])
+    slots = Local(jobs=at_once)._slots([Job(0, [], tmp_path / "x", "val/loss", devices)])
     assert [slot.get("CUDA_VISIBLE_DEVICES") or None for slot in slots] == expected
     assert not any("SLURM_NTASKS" in slot for slot in slots), (
         "a job takes no ranks from where the driver runs"
@@ -243,23 +239,25 @@ def test_jobs_run_in_their_slots(cli, sweep, monkeypatch):
     assert sorted(path.read_text() for path in sweep.glob("*/starts")) == ["3\n", "5\n"]
 
 
-def test_a_ray_address_without_ray_is_refused():
+def test_a_ray_address_without_ray_is_refused(monkeypatch):
     """Something listens there and never says a word; Ray alone would try for minutes."""
     pytest.importorskip("ray")
+    monkeypatch.setattr("src.launch.ray.PATIENCE", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         with pytest.raises(
-            ConfigError, match=rf"launcher.address={address}: no Ray there \(.*\); give host:port"
+            ConfigError,
+            match=rf"launcher.address={address}: no Ray there \(.*within 1 s\); give host:port",
         ):
             Ray(address=address).open()
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 100
 
 
 SQUEUE = """#!/bin/bash
-touch $0.calls; [ -e $0.broken ] && rm $0.broken && echo "Socket timed out" >&2 && exit 1
+echo $PPID >> $0.calls; [ -e $0.broken ] && rm $0.broken && echo "Socket timed out" >&2 && exit 1
 cat $0.states 2>/dev/null || true
 """
 SBATCH = """#!/bin/bash
@@ -450,6 +448,7 @@ def test_a_lost_job_counts_from_its_last_checkpoint(tmp_path):
     assert submission.verdict(State("PREEMPTED")) is not None
 
 
+@pytest.mark.slow
 def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
     """The second composes its jobs while the first submits them."""
     words = ("launcher=slurm", "launcher.poll=0.2", "seed=range(1,10)")
@@ -460,7 +459,10 @@ def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
             and all(job["handle"] for job in recorded(tmp_path / "sweep"))
         )
     )
-    time.sleep(1.5)
+    before = len(calls(slurm, "squeue"))
+    wait_until(
+        lambda: all(calls(slurm, "squeue")[before:].count(str(driver.pid)) > 3 for driver in two)
+    )  # who has not submitted by then does not do it
     assert len(calls(slurm, "sbatch")) == 1
     assert {job["starts"] for job in recorded(tmp_path / "sweep")} == {1}
     for driver in two:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
+from support import PATIENCE, state, wait_until
 
 from src.errors import ConfigError, StorageError
 from src.rundir.directory import check_writable, output_directory, run_directory
@@ -73,8 +74,7 @@ def test_a_live_owner_keeps_others_out(holder, tmp_path):
 
 def test_the_lock_of_a_killed_owner_is_taken_over(holder, tmp_path, caplog):
     holder.kill()  # and not waited for: a zombie is dead as well
-    while Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        time.sleep(0.01)
+    wait_until(lambda: state(holder.pid) == "Z")
     with locked(tmp_path):
         assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     assert [record.message for record in caplog.records] == [
@@ -157,7 +157,7 @@ def test_of_many_starters_one_gets_a_dead_lock(tmp_path, monkeypatch):
         try:
             with locked(tmp_path):
                 inside.append(1)
-                everyone_tried.wait(10)
+                everyone_tried.wait(PATIENCE)
         except StorageError as error:
             refused.append(str(error))
             if len(refused) == 7:

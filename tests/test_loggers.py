@@ -18,6 +18,7 @@ import pytest
 import wandb
 import wandb_file
 from conftest import ROOT
+from support import PATIENCE, state, wait_until
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serving
 
@@ -26,15 +27,17 @@ from src.logger.wandb_file import HEADER, last_row, messages
 from src.rundir.history import read_history
 from src.training.module import GenerativeModule
 
-KILLED = """
-import os, signal, sys, time
+HANGS = """
+import pathlib, time
+import src.logger.wandb_logger
 import src.train
 from src.training.module import GenerativeModule as Module
-def kill(module, *_):
+src.logger.wandb_logger.TIMEOUT = 600
+def hang(module, *_):
     if module.trainer.global_step == {step} and not module.trainer.sanity_checking and module.trainer.{stage}:
-        time.sleep({pause})
-        os.kill(os.getpid(), signal.SIGKILL)
-Module.on_train_batch_end = Module.on_validation_batch_start = kill
+        pathlib.Path({mark!r}).touch()
+        time.sleep(600)
+Module.on_train_batch_end = Module.on_validation_batch_start = hang
 src.train.main()
 """
 QUICK = {  # W&B writes and sends what it has every 15 s
@@ -44,8 +47,9 @@ QUICK = {  # W&B writes and sends what it has every 15 s
 
 
 @pytest.fixture(autouse=True)
-def no_wandb():
+def no_wandb(monkeypatch):
     """A W&B process of an earlier test would be shared with the processes that this one starts."""
+    monkeypatch.setattr(wandb_run, "TIMEOUT", PATIENCE)  # a slow machine is no dead server
     wandb.teardown()
     yield
     wandb.teardown()
@@ -65,15 +69,27 @@ def words(small):
 
 @pytest.fixture
 def online(monkeypatch):
-    """Point W&B at an address, with little patience."""
+    """Point W&B at an address, with less patience where a test is about that."""
+    begin, given = wandb.init, []
 
-    def at(url, timeout=2):
+    def init(mode, settings=None, **more):
+        if mode == "online":
+            given.append((settings.init_timeout, settings.finish_timeout))
+            for name, seconds in less.items():
+                setattr(settings, name, seconds)
+        return begin(mode=mode, settings=settings, **more)
+
+    less = {}
+    monkeypatch.setattr(wandb, "init", init)
+
+    def at(url, **patience):
+        less.update(patience)
         account = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "x" * 40}
         for name, value in (account | QUICK).items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(wandb_run, "TIMEOUT", timeout)
 
-    return at
+    yield at
+    assert {*given} == {(PATIENCE, PATIENCE)}
 
 
 def files_of(run_dir):
@@ -109,12 +125,24 @@ def assert_complete(rows, run_dir):
     }
 
 
-def kill(words, run_dir, **when):
-    command = [sys.executable, "-c", KILLED.format(**when), *words, f"hydra.run.dir={run_dir}"]
-    killed = subprocess.run(
-        command, cwd=ROOT, env=os.environ | QUICK, capture_output=True, text=True
+def kill(words, run_dir, ready, **when):
+    """Start a run and kill it where it hangs, as soon as W&B is ``ready``."""
+    mark = Path(f"{run_dir}.here")
+    code = HANGS.format(mark=str(mark), **when)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, f"hydra.run.dir={run_dir}"],
+        cwd=ROOT,
+        env=os.environ | QUICK,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    try:
+        wait_until(lambda: process.poll() is not None or (mark.exists() and ready()))
+    finally:
+        process.kill()
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
 
 
 def go_on(cli, words, run_dir):
@@ -138,10 +166,11 @@ def uploaded(*places):
     return rows
 
 
+@pytest.mark.slow
 def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path):
     """Killed between two checkpoints; its W&B file holds all that was logged, or, not flushed yet, nothing."""
     run_dir, copy = tmp_path / f"größe = 1, {'lang' * 30}" / ("läuft " * 12), tmp_path / "copy"
-    kill(words, run_dir, step=11, stage="training", pause=0.1)
+    kill(words, run_dir, lambda: len(rows_of(*files_of(run_dir))) >= 8, step=11, stage="training")
     shutil.copytree(run_dir, copy, symlinks=True)
     for flushed in (True, False):
         go_on(cli, words, run_dir)
@@ -163,11 +192,18 @@ def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path
             file.write_bytes(file.read_bytes()[:HEADER])
 
 
+@pytest.mark.slow
 def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path, online):
     """Killed in a validation: W&B has part of the history."""
     with serving() as server:
         online(server.url)
-        kill(words, tmp_path / "run", step=8, stage="validating", pause=1.5)
+        kill(
+            words,
+            tmp_path / "run",
+            lambda: sum(map(len, server.rows.values())) >= 7,
+            step=8,
+            stage="validating",
+        )
         assert len(*server.rows.values()) == 7
         go_on(cli, words, tmp_path / "run")
         assert list(server.rows) == [
@@ -176,22 +212,22 @@ def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path,
         assert_complete(*server.rows.values(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatch):
     """The run ends well and in time; what it prints brings everything to a server that has nothing of it."""
 
     def fail(module, *_):
         if module.trainer.global_step == 6:
-            while not any(server.rows.values()):
-                time.sleep(0.01)
+            wait_until(lambda: any(server.rows.values()))
             server.fails = True
 
     monkeypatch.setattr(GenerativeModule, "on_train_batch_end", fail)
     with serving() as server:
-        online(server.url)
+        online(server.url, finish_timeout=2)
         begin = time.monotonic()
         done = cli("train", *words, f"hydra.run.dir={tmp_path}/run")
         assert done.code == 0, done.err
-        assert time.monotonic() - begin < 30
+        assert time.monotonic() - begin < PATIENCE
         (said,) = [line for line in done.out.splitlines() if "W&B" in line]
         assert said.startswith(
             "W&B has not taken everything (Timed out finishing run.): upload what it holds with `"
@@ -203,9 +239,10 @@ def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatc
         assert_complete(*server.rows.values(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(cli, words, tmp_path, online):
     with socket.create_server(("127.0.0.1", 0)) as black_hole:
-        online(f"http://127.0.0.1:{black_hole.getsockname()[1]}", timeout=1)
+        online(f"http://127.0.0.1:{black_hole.getsockname()[1]}", init_timeout=1)
         done = cli("train", *words, f"hydra.run.dir={tmp_path}/run")
     assert done.code == 0, done.err
     (said,) = [line for line in done.out.splitlines() if "W&B" in line]
@@ -218,7 +255,7 @@ def test_a_server_that_never_answers(cli, words, tmp_path, online):
 def test_a_closed_port(tmp_path, online, caplog):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    online(f"http://127.0.0.1:{port}", timeout=1)
+    online(f"http://127.0.0.1:{port}", init_timeout=1)
     logger = wandb_run.wandb_logger(str(tmp_path), "x")
     assert "logging offline; upload what it holds with `wandb sync" in caplog.text
     logger.log_metrics({"a": 1.5}, step=3)
@@ -235,6 +272,7 @@ def test_a_wandb_process_that_dies(cli, words, tmp_path, monkeypatch):
     def kill_core(module, *_):
         if module.trainer.global_step == 5:
             os.kill(core, signal.SIGKILL)
+            wait_until(lambda: state(core) in ("", "Z"))
 
     begin = wandb_run._begin
 
@@ -264,6 +302,7 @@ def _is_core(path):
     return name == "(wandb-core)" and int(parent) == os.getpid()
 
 
+@pytest.mark.slow
 def test_each_job_of_a_multirun_is_a_run_of_its_own(cli, words, tmp_path):
     done = cli(
         "train",

@@ -3,6 +3,7 @@
 import pytest
 from runs import fault, latest
 
+pytestmark = pytest.mark.slow
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 RUN = (
     *(
@@ -13,6 +14,7 @@ RUN = (
         "callback.generation=null",
     ),
     *("trainer.max_steps=12", "trainer.val_check_interval=5", "dataset.global_batch_size=64"),
+    "grace_seconds=600",
 )
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 from runs import assert_same, fault, words
+from support import slow
 
 from src.rundir.checkpoint import read_checkpoint
 from src.rundir.store import CheckpointStore, damage
@@ -27,6 +28,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_with_more(
     zygote, unbroken, small_disk
 ):
@@ -65,12 +67,16 @@ def test_memory_that_runs_out(zygote, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"), [("kill", "DataLoader worker"), ("sleep", "timed out after 2 seconds")]
+    ("what", "timeout", "message"),
+    [
+        ("kill", 600, "DataLoader worker"),
+        *slow([("sleep", 2, "timed out after 2 seconds")]),
+    ],
 )
-def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, message):
+def test_a_worker_that_dies_or_hangs(zygote, tmp_path, what, timeout, message):
     settings = [
         "dataset.num_workers=1",
-        "dataset.worker_timeout=2",
+        f"dataset.worker_timeout={timeout}",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
     done = zygote.run("train", *words("vae", "plain"), *settings, fault(0, "loading", what))

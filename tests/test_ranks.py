@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 import torch.distributed as dist
+from support import PATIENCE
 
 from src.dataset.base import ImageData
 from src.errors import ConfigError, DataError, StorageError
@@ -41,7 +42,7 @@ def on_ranks(tmp_path):
         try:
             found = dict(
                 (rank, (kind, told))
-                for rank, kind, told in (answers.get(timeout=60) for _ in ranks)
+                for rank, kind, told in (answers.get(timeout=PATIENCE) for _ in ranks)
             )
         finally:
             for rank in ranks:

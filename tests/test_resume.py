@@ -4,6 +4,7 @@ import signal
 
 import pytest
 from runs import assert_same, content, differences, fault, words
+from support import slow
 
 from src.rundir.store import CheckpointStore, damage
 
@@ -34,7 +35,7 @@ def test_the_comparison_sees_a_step(unbroken):
     assert differences(content(run_dir), content(run_dir)) == []
 
 
-@pytest.mark.parametrize(("model", "variant", "step", "where"), KILLS)
+@pytest.mark.parametrize(("model", "variant", "step", "where"), KILLS[:3] + slow(KILLS[3:]))
 def test_killed_and_started_again(zygote, unbroken, tmp_path, model, variant, step, where):
     command = [*words(model, variant), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     killed = zygote.run("train", *command, fault(step, where))
@@ -48,6 +49,7 @@ def test_killed_and_started_again(zygote, unbroken, tmp_path, model, variant, st
     assert_same(tmp_path / "run", unbroken(model, variant))
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(zygote, unbroken, tmp_path):
     command = [*words("ddpm", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     for step, where in ((2, "batch_end"), (4, "save"), (5, "validation_end"), (9, "before_step")):
@@ -56,6 +58,7 @@ def test_killed_again_and_again(zygote, unbroken, tmp_path):
     assert_same(tmp_path / "run", unbroken("ddpm", "plain"))
 
 
+@pytest.mark.slow
 def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
     """``ckpt_path`` leaves the first run as it is; the second one has its history and its best checkpoint."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -71,6 +74,7 @@ def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_history_is_never_half_written(zygote, unbroken, tmp_path):
     """A new column makes the whole file new: killed in the middle of that, nothing is lost."""
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]

@@ -131,6 +131,7 @@ def test_a_single_image_is_found_in_any_number_of_steps(sampler, num_steps):
     torch.testing.assert_close(x, image.expand_as(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_schedule", [linear, cosine])
 def test_convergence_orders_on_an_interior_range(make_schedule):
     process, data = make_schedule(100_000), Mixture(stds=(0.2, 0.3))

@@ -101,6 +101,7 @@ def test_progress_is_told_in_a_log_file(model, monkeypatch, caplog):
     assert all("images/s  ETA 0:00" in record.message for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sampling_goes_on_in_its_directory(cli, small, tmp_path, monkeypatch):
     assert cli("train", *small, "model=vae", "hydra.run.dir=run").code == 0
     words = ["ckpt_path=run", "num_samples=12", "batch_size=4", "trainer=cpu"]

@@ -199,6 +199,7 @@ def test_all_groups_have_settings():
     }
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200,
     deadline=None,

@@ -12,9 +12,11 @@ import optuna
 import pytest
 import yaml
 from conftest import ROOT
+from hold import holding
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
-from studies import run_study, wait_for
+from studies import run_study
+from support import PATIENCE, wait_until
 
 from src.sweep.storage import open_storage
 
@@ -37,10 +39,10 @@ def test_of_several_drivers_no_two_run_a_trial_and_one_may_be_killed(tmp_path):
     ]
     for driver in drivers:
         driver.start()
-    wait_for(lambda: len(list(tmp_path.glob("*-vae-digits"))) > 4)
+    wait_until(lambda: len(list(tmp_path.glob("*-vae-digits"))) > 4)
     os.kill(drivers[1].pid, signal.SIGKILL)
     for driver in drivers:
-        driver.join(60)
+        driver.join(PATIENCE)
     assert [driver.exitcode for driver in drivers] == [0, -signal.SIGKILL, 0]
     rest, study, _ = run_study(tmp_path, "sweep.trials=24")
     assert len(rest.jobs) <= 2
@@ -76,7 +78,12 @@ def start():
         ]
         started.append(
             subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
         return started[-1]
@@ -87,23 +94,27 @@ def start():
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
     words = [
         "sweep=vae_tpe",
         "sweep.trials=3",
         "trainer.max_steps=10",
         "trainer.val_check_interval=5",
+        holding(tmp_path, "sweep.trial"),
     ]
+    (tmp_path / "hold-1").write_text("7")
     first = start(tmp_path, *words)
-    wait_for(lambda: (tmp_path / "0-vae-digits" / "metrics.json").exists())
-    wait_for(lambda: (tmp_path / "1-vae-digits" / "checkpoints").exists())
+    wait_until(lambda: (tmp_path / "0-vae-digits" / "metrics.json").exists())
+    wait_until(lambda: (tmp_path / "1-vae-digits" / "checkpoints").exists())
     first.send_signal(signal.SIGKILL)
     first.wait()
+    (tmp_path / "hold-1").unlink()
     before = optuna.load_study(study_name="vae_tpe", storage=open_storage(None, tmp_path)).trials
     assert [trial.state.name for trial in before] == ["COMPLETE", "RUNNING"]
     log = (tmp_path / "jobs" / "0.log").read_bytes()
     drivers = [start(tmp_path, *words) for _ in range(2)]
-    said = [driver.communicate(timeout=300)[0] for driver in drivers]
+    said = [driver.communicate(timeout=PATIENCE)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     after = optuna.load_study(study_name="vae_tpe", storage=open_storage(None, tmp_path)).trials
     assert [trial.state.name for trial in after] == 3 * ["COMPLETE"]
@@ -121,6 +132,7 @@ def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
     assert (tmp_path / "study.png").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
     """Jobs of two ranks, which leave together."""
     space = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -131,7 +143,7 @@ def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
         "sweep.pruner.n_startup_trials=1",
     ]
     driver = start(tmp_path, "sweep=vae_pruned", *space, *length)
-    said = driver.communicate(timeout=300)[0]
+    said = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, said
     trials = optuna.load_study(study_name="vae_pruned", storage=open_storage(None, tmp_path)).trials
     assert [(trial.params["optimizer.lr"], trial.state.name) for trial in trials] == [

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import options
 from PIL import Image
+from support import slow
 
 from src.model.base import CanSample
 from src.rundir.checkpoint import load_model, read_checkpoint
@@ -16,8 +17,12 @@ from src.rundir.history import read_history
 from src.train import train
 from src.training.trainer import fill_length
 
+ELSEWHERE = ("ddpm", "vae")  # models that faster tests train, resume and evaluate
 
-@pytest.mark.parametrize("model", options("model"))
+
+@pytest.mark.parametrize(
+    "model", [*slow(ELSEWHERE), *(name for name in options("model") if name not in ELSEWHERE)]
+)
 def test_every_model_trains_reloads_samples_and_is_evaluated(cli, small, tmp_path, model):
     run = tmp_path / "a run, with=signs"
     done = cli("train", f"model={model}", f"hydra.run.dir={run}", *small)
@@ -116,6 +121,7 @@ def test_length_and_validations(composed, words, epoch, expected):
     assert (total, cfg.trainer.val_check_interval, cfg.trainer.check_val_every_n_epoch) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "accumulate"), [("ddpm", 1), ("ddpm", 2), ("vae", 1)])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, model, accumulate):
     words = [
@@ -144,6 +150,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(cli, small, tmp_path, mod
     assert (broken / "config-1.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
     run, third = tmp_path / "run", tmp_path / "third"
     assert cli("train", *small, f"hydra.run.dir={run}").code == 0
@@ -165,6 +172,7 @@ def test_a_new_run_starts_from_a_state_or_from_weights(cli, small, tmp_path):
     assert "give only one" in both.err
 
 
+@pytest.mark.slow
 def test_a_sample_depends_on_seed_and_index_alone(cli, small, tmp_path):
     assert cli("train", *small, f"hydra.run.dir={tmp_path}/run").code == 0
 
@@ -183,6 +191,7 @@ def test_a_sample_depends_on_seed_and_index_alone(cli, small, tmp_path):
         assert other.shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_multirun_trains_each_job_in_a_directory_of_its_own(cli, small, tmp_path):
     words = [
         "-m",
@@ -198,6 +207,7 @@ def test_a_multirun_trains_each_job_in_a_directory_of_its_own(cli, small, tmp_pa
     assert load_model(tmp_path / "sweep" / "1-vae-digits").latent_dim == 16
 
 
+@pytest.mark.slow
 def test_labels_flips_and_images_of_a_folder_reach_training(cli, small, tmp_path):
     generator = np.random.default_rng(0)
     for label in ("cats", "dogs"):

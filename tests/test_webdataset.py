@@ -187,6 +187,7 @@ def assert_equal_batches(one, two):
     assert all(torch.equal(a[2], b[2]) for a, b in zip(one, two, strict=True))
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_place_workers_ranks_or_restarts(place, server):
     address, _ = server
     whole = batches(str(place))
@@ -301,6 +302,7 @@ def test_other_bad_data_are_refused(tmp_path):
         load(str(tmp_path), "train")
 
 
+@pytest.mark.slow
 def test_the_command_that_writes_indices(tmp_path):
     shard = write_shard(tmp_path / "a.tar", range(5))
     command = [sys.executable, "-m", "src.dataset.webdataset", shard, tmp_path / "none.tar"]

@@ -27,6 +27,11 @@ class Job:
     def __init__(self, zygote, pid, log):
         self.zygote, self.pid, self.log = zygote, pid, log
 
+    def said(self, text):
+        """Whether it has printed that."""
+        out = Path(f"{self.log}.out")
+        return out.exists() and text in out.read_text()
+
     def wait(self):
         """Its end; jobs of a zygote are waited for in any order."""
         code = self.zygote.ask({"wait": self.pid})

@@ -10,4 +10,4 @@ dir=$(mktemp -d)
 trap 'bash tests/cluster/down.sh "$dir"; rm -rf "$dir"' EXIT
 bash tests/cluster/up.sh "$dir"
 export SLURM_CONF=$dir/slurm.conf
-timeout 300 .venv/bin/python -m pytest -m cluster -n 2 tests/test_cluster.py "$@"
+timeout 3600 .venv/bin/python -m pytest -m cluster -n 2 tests/test_cluster.py "$@"

@@ -1,0 +1,29 @@
+"""A callback that keeps a run where it is until a test has done what it wants to do meanwhile."""
+
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from src.runtime.interruption import INTERRUPTION
+
+
+class Hold(pl.Callback):
+    """As long as there is the file, no step begins from the one that it names on, unless the run is asked to stop."""
+
+    def __init__(self, file):
+        self.file = Path(file)
+
+    def on_train_batch_start(self, trainer, *_):
+        while INTERRUPTION.requested is None and self._holds(trainer.global_step):
+            time.sleep(0.02)
+
+    def _holds(self, step):
+        try:
+            return step >= int(self.file.read_text())
+        except FileNotFoundError:
+            return False
+
+
+def holding(folder, number="seed"):
+    """The word for runs that ``folder/hold-<number>`` holds."""
+    return f"+callback.hold={{_target_:hold.Hold,file:'{folder}/hold-${{{number}}}'}}"
