@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
-from src.runtime.interruption import INTERRUPTION
+from src.training.interruption import INTERRUPTION
 
 
 class Hold(pl.Callback):

@@ -117,7 +117,7 @@ def test_the_grace_is_kept(monkeypatch):
     """The process gives up before its grace of 3 s is over, and soon after a second signal."""
     given = []
     monkeypatch.setattr(
-        "src.runtime.interruption._give_up", lambda signum, seconds, _: given.append(seconds)
+        "src.training.interruption._give_up", lambda signum, seconds, _: given.append(seconds)
     )
     own = Interruption()
     own.give(3)
