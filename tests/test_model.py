@@ -207,7 +207,7 @@ def test_free_bits_penalise_only_what_is_above_them():
 
 
 def test_free_bits_clamp_the_batch_mean_of_each_latent_not_each_image(monkeypatch):
-    """KL of (0.1, 2) and (1.3, 0.2) nats, 0.8 free: batch means 0.7 and 1.1, the penalty 0.8 + 1.1."""
+    """KL of (0.1, 2) and (1.3, 0.2) nats, 0.8 free: means 0.7 and 1.1, the penalty 0.8 + 1.1."""
     kl = torch.tensor([[0.1, 2.0], [1.3, 0.2]]).double()
     q = DiagonalGaussian((2 * kl).sqrt(), torch.zeros(2, 2).double())  # KL = mean^2 / 2
     model, _ = linear_vae()

@@ -105,9 +105,8 @@ def _read_files(shards: list[str]) -> list[bytes]:
     except DataError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        way_out = (
-            "where the shards are, make them with python -m src.dataset.webdataset SHARD.tar ..."
-        )
+        command = "python -m src.dataset.webdataset SHARD.tar ..."
+        way_out = f"where the shards are, make them with {command}"
         raise DataError(f"{error}: shards at a URL need an index beside them; {way_out}") from error
 
 
