@@ -93,6 +93,15 @@ def _serve():
     import matplotlib.figure  # noqa: F401
     import pytorch_lightning  # noqa: F401
 
+    import src.callback.checkpoint
+    import src.evaluate
+    import src.logger.loggers
+    import src.model.diffusion
+    import src.report.summary
+    import src.sample
+    import src.train
+    import src.training.assembly  # noqa: F401
+
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
