@@ -26,4 +26,5 @@ class Hold(pl.Callback):
 
 def holding(folder, number="seed"):
     """The word for runs that ``folder/hold-<number>`` holds."""
-    return f"+callback.hold={{_target_:hold.Hold,file:'{folder}/hold-${{{number}}}'}}"
+    own = f"${{oc.select:{number},none}}"  # a driver of a study has no sweep.trial
+    return f"+callback.hold={{_target_:hold.Hold,file:'{folder}/hold-{own}'}}"
