@@ -17,7 +17,7 @@ from src.comparison.runs import COSTS, STAGES, Number, Run, read_run
 from src.config.words import typed
 from src.errors import ConfigError, DataError
 
-LOWER = ("fid", "kid", "bits_per_dim", "nats")
+LOWER = ("fid", "kid", "bits_per_dim", "nats", "lpips")
 HIGHER = (
     "precision",
     "recall",
@@ -27,6 +27,7 @@ HIGHER = (
     "sap",
     "dci",
     "psnr",
+    "ssim",
     "accuracy",
 )
 HIGHER += ("beta_vae_score", "factor_vae_score", "log_likelihood")
@@ -56,6 +57,7 @@ CONDITIONS = (  # of a number's own context: what must be equal where numbers ar
         "quantile",
     ),
     *("num_splits", "flow_steps"),
+    *("metric", "data_range", "sigma", "net", "weights_sha256"),
 )
 OF_TRAINING = (
     "dataset.flip",

@@ -19,11 +19,13 @@ from src.config.trainer import check_seed
 from src.errors import require
 from src.evaluation.codes import disentanglement, posterior_quality
 from src.evaluation.generation import Judge, named
+from src.evaluation.reconstruction import Reconstruction
 from src.features.base import HasAccuracy
 from src.metric.base import Measurement
 from src.model.base import (
     CanEncode,
     CanEstimate,
+    CanReconstruct,
     CanSample,
     CanScore,
     GenerativeModel,
@@ -59,9 +61,7 @@ class Evaluation:
         pl.seed_everything(cfg.seed, verbose=False)
         self.cfg, self.checkpoint, self.path = cfg, checkpoint, path
         self.run = _run_config(cfg, checkpoint)
-        self.run.seed = (
-            cfg.seed
-        )  # bits and noise of an evaluation do not depend on the run that it is of
+        self.run.seed = cfg.seed  # bits and noise do not depend on the run that is evaluated
         self.model: GenerativeModel = restore(self.run.model, checkpoint)
         metric = build(self.run, "metric")
         samples = isinstance(self.model, CanSample) and metric.active
@@ -69,6 +69,7 @@ class Evaluation:
             Judge(build(self.run, "features"), metric, self.run.cache_dir) if samples else None
         )
         self.scoring = build(cfg, "score")
+        self.reconstruction: Reconstruction | None = build(cfg, "reconstruction")
         self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
         if rank_zero_only.rank == 0:
             check_writable(output, "output")
@@ -88,6 +89,9 @@ class Evaluation:
         self.model.to(device).eval()
         self._generation(card, device)
         self._likelihood(card, device)
+        if self.reconstruction is not None and isinstance(self.model, CanReconstruct):
+            measured = self.reconstruction.measure(self.model, self.data, device)
+            card.add("test", measured, **self._basis)
         self._codes(card, device)
         return card
 
