@@ -130,10 +130,10 @@ def test_wrong_settings_are_refused_at_once():
 
 def test_a_line_adds_a_measure_and_its_run_can_be_evaluated(cli, small, trained):  # noqa: F811
     node = (
-        "+metric.measures.other={_target_: src.metric.torchmetric.TorchMetric, name: fid_other, "
+        "metric.measures.other={_target_: src.metric.torchmetric.TorchMetric, name: fid_other, "
         "metric: {_target_: torchmetrics.image.fid.FrechetInceptionDistance, _partial_: true}}"
     )
-    run = trained(cli, small, "other", "model=vae", node)
+    run = trained(cli, small, "other", "model=vae", f"+{node}")
     words = ["score=null", "reconstruction=null", "latents=false", "metric=fast", "num_samples=40"]
     _, card = evaluated(cli, run, "features=pixels", *words, node)
     assert card["test/fid_other_pixels_40"] == pytest.approx(card["test/fid_pixels_40"], rel=1e-6)
