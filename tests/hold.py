@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
+
 from src.training.interruption import INTERRUPTION
 
 

@@ -12,6 +12,7 @@ from evaluated import FAST, doctored, evaluated, numbers, trained  # noqa: F401 
 from PIL import Image
 from support import PATIENCE
 
+from src.report.readings import reading
 from src.training.data import ImageDataModule
 
 
@@ -68,6 +69,8 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
         card["test/rate_large"] + card["test/distortion_large"], rel=1e-4
     )
     assert card["context"]["sampling_seconds_per_image"] > 0
+    assert "econstruct" not in done.out  # neither a number nor a reason
+    assert not {"test/psnr", "test/ssim"} & card.keys()
     assert "bits_per_dim_vlb_large" in done.out
     assert "what training minimises" in done.out
     page = (run / "evaluation.md").read_text()
@@ -148,6 +151,7 @@ def test_a_vae_has_likelihood_and_latents(cli, small, trained):  # noqa: F811
     assert "the lowest bound, iwae_40" in page
     assert "8-bit" in card["details"]["test/bits_per_dim_elbo"]["context"]["values"]
     assert not any("fid" in name for name in card)
+    assert {"test/psnr", "test/ssim"} <= card.keys()
 
 
 @pytest.mark.slow
@@ -157,6 +161,8 @@ def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
     )
     _, card = evaluated(cli, run, "metric=none", "score.importance_samples=10")
     assert card["test/nats_static_iwae_10"] > 0
+    psnr = card["details"]["test/psnr"]["context"]
+    assert psnr["values"] == "[0, 1], bits (static binarisation) and their expectations"
     assert (
         "not on the 8-bit scale" in card["details"]["test/nats_static_iwae_10"]["context"]["values"]
     )
@@ -165,7 +171,8 @@ def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
         run / "grey.ckpt",
         lambda checkpoint: checkpoint["config"]["dataset"].update(binarize=None),
     )
-    _, card = evaluated(cli, grey, "metric=none", output=run / "grey")
+    _, card = evaluated(cli, grey, "metric=none", "reconstruction=null", output=run / "grey")
+    assert "test/psnr" not in card
     line = "likelihood skipped: Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static"
     assert line in card["notes"]
 
@@ -196,6 +203,15 @@ def test_what_a_model_cannot_do_is_skipped_with_a_line(cli, small, trained):  # 
     assert "generation metrics skipped: AutoEncoder has no prior to sample from" in card["notes"]
     assert any(note.startswith("likelihood skipped: AutoEncoder") for note in card["notes"])
     assert "test/psnr_compressed" in card
+    for name in ("test/psnr", "test/ssim"):
+        details = card["details"][name]
+        assert details["error"] > 0
+        assert (details["context"]["split"], details["context"]["n_images"]) == ("test", 360)
+        assert reading(name, card) in done.out
+    page = (run / "evaluation.md").read_text()
+    assert "## Reconstruction" in page
+    assert "kernel Gaussian 7 x 7, sigma 0.9545" in page
+    assert "test/lpips" not in card
 
 
 @pytest.mark.slow

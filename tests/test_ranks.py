@@ -1,18 +1,24 @@
 """Work that is shared by ranks: real processes that talk to each other, of which one fails."""
 
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from support import PATIENCE
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from src.dataset.base import ImageData
 from src.errors import ConfigError, DataError, StorageError
 from src.evaluation.generation import GenerationEvaluator
+from src.evaluation.reconstruction import Reconstruction
 from src.features.pixels import Pixels
+from src.metric.base import Reference, Samples
 from src.metric.fid import Fid
 from src.metric.generation import GenerationMetrics
+from src.metric.torchmetric import TorchMetric
 from src.noise import mix, randn
 from src.parallel.ranks import failing_together, share_work
 from src.parallel.sampling import Sampler
@@ -107,6 +113,49 @@ def test_samples_that_one_rank_cannot_draw_end_the_evaluation_of_all(on_ranks):
 
     model.bad = mix(0, "sample", 4)  # of the second block, which is rank 1's
     assert on_ranks(work) == dict.fromkeys(range(WORLD), (DataError, "sample 8: no such thing"))
+
+
+class Doubling:
+    """Reconstructs with twice the contrast."""
+
+    def reconstruct(self, x):
+        return (2 * x).clamp(-1, 1)
+
+
+class Held:
+    """Test images in [-1, 1]."""
+
+    binarize = None
+
+    def __init__(self, num):
+        self.splits = {"test": ImageData(torch.arange(num * 16).view(num, 1, 4, 4).byte())}
+
+    def batch(self, split, block):
+        return SimpleNamespace(x=self.splits[split].images[list(block)] / 127.5 - 1)
+
+
+def test_reconstructions_measured_on_two_ranks_are_those_of_one(on_ranks):
+    metrics = {
+        "psnr": PeakSignalNoiseRatio(1.0, reduction="none", dim=(1, 2, 3)),
+        "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
+    }
+
+    def work(rank):
+        found = Reconstruction(metrics, 3).measure(Doubling(), Held(10), torch.device("cpu"))
+        return {name: (number.value, number.error) for name, number in found.items()}
+
+    assert on_ranks(work) == dict.fromkeys(range(WORLD), ("done", work(0)))
+
+
+def test_sets_measured_by_torchmetrics_are_not_counted_once_per_rank(on_ranks):
+    features = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    samples = Samples(Reference(features), features[:9] + 1)
+    measure = TorchMetric(FrechetInceptionDistance, "fid")
+
+    def work(rank):
+        return measure(samples)["fid"].value
+
+    assert on_ranks(work) == dict.fromkeys(range(WORLD), ("done", work(0)))
 
 
 def test_one_process_raises_its_own_error():

@@ -10,8 +10,9 @@ from conftest import CONF, ROOT, options
 from omegaconf import OmegaConf
 
 from src.comparison.runs import read_run
+from src.config.build import build
 from src.config.untrusted import BUILT, MAX_NODES, MAX_TEXT, check_config, plain_yaml
-from src.errors import DataError
+from src.errors import ConfigError, DataError
 
 EVIL = "evil_module_of_a_test"
 
@@ -65,6 +66,7 @@ def test_every_part_of_a_model_may_stand_in_a_checkpoint(config):
 TARGETS = {  # by the node of the configuration that they stand in
     "model": [
         *(
+            "torchmetrics.image.fid.FrechetInceptionDistance",
             "os.system",
             "torch.load",
             "torch.hub.load",
@@ -110,6 +112,23 @@ TARGETS = {  # by the node of the configuration that they stand in
         "src.metric.fid.torch.save",
         "src.metric.fid.covariance_part",
         f"{EVIL}.run",
+        *(
+            "torchmetrics.Metric",
+            "torchmetrics.aggregation.MeanMetric",
+            "torchmetrics.image.fid.torch.load",
+            "torchmetrics.image.fid.NoTrainInceptionV3",
+            "torchmetrics.image.fid.Metric",
+            "torchmetrics.image.fid._compute_fid",
+            "torchmetrics.image.kid.poly_mmd",
+            "torchmetrics.image.mifid.FrechetInceptionDistance",
+            "torchmetrics.image.fid.os.FrechetInceptionDistance",
+            "torchmetrics.image.FrechetInceptionDistance\n",
+            "torchmetrics.functional.image.lpips._LPIPS",
+            "torchmetrics.functional.image.psnr.peak_signal_noise_ratio",
+            "torchmetrics.utilities.imports.importlib.import_module",
+            "torchmetrics.text.BERTScore",
+            f"torchmetrics.image.{EVIL}.Run",
+        ),
     ],
     "dataset": ["shutil.rmtree", "src.dataset.torchvision_sets._download", f"{EVIL}.run"],
 }
@@ -132,6 +151,30 @@ def test_the_sampler_of_a_run_without_one_is_looked_at_as_well(config):
     config["sampler"] = {"_target_": "torch.load", "_partial_": True}
     with pytest.raises(ValueError, match="wants to build 'torch.load'"):
         check_config(config)
+
+
+@pytest.mark.parametrize("module", ["image", "image.kid"])
+def test_a_metric_of_torchmetrics_may_stand_in_a_checkpoint_to_be_called_later(config, module):
+    node = {"_target_": f"torchmetrics.{module}.KernelInceptionDistance", "_partial_": True}
+    adapter = {"_target_": "src.metric.torchmetric.TorchMetric", "name": "a", "metric": node}
+    config["metric"] = {"measures": {"a": adapter}}
+    check_config(config)
+    del node["_partial_"]
+    with pytest.raises(ValueError, match=r"KernelInceptionDistance' built with \{\}"):
+        check_config(config)
+
+
+@pytest.mark.parametrize("name", ["fid.FrechetInceptionDistance", "kid.KernelInceptionDistance"])
+def test_a_metric_in_a_checkpoint_starts_no_download(config, name, monkeypatch):
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", pytest.fail)
+    monkeypatch.setattr("torch.hub.download_url_to_file", pytest.fail)
+    node = {"_target_": f"torchmetrics.image.{name}", "_partial_": True, "feature": 2048}
+    adapter = {"_target_": "src.metric.torchmetric.TorchMetric", "name": "a", "metric": node}
+    config["metric"] = {"_target_": "src.metric.generation.GenerationMetrics"}
+    config["metric"]["measures"] = {"a": adapter}
+    check_config(config)
+    with pytest.raises(ConfigError, match="metric.measures.a.metric.feature=2048: must be left"):
+        build(OmegaConf.create(config), "metric")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from src.comparison.pooling import Setting, by_setting, pooled
 from src.comparison.runs import COSTS, STAGES, Run, read_run
 from src.errors import ConfigError, DataError
 
-LOWER = ("fid", "kid", "bits_per_dim", "nats")
+LOWER = ("fid", "kid", "bits_per_dim", "nats", "lpips")
 HIGHER = (
     "precision",
     "recall",
@@ -26,6 +26,7 @@ HIGHER = (
     "sap",
     "dci",
     "psnr",
+    "ssim",
     "accuracy",
 )
 HIGHER += ("beta_vae_score", "factor_vae_score", "log_likelihood")

@@ -32,6 +32,11 @@ CONDITIONS = (
     "quantile",
     "num_splits",
     "flow_steps",
+    "metric",
+    "data_range",
+    "sigma",
+    "net",
+    "weights_sha256",
 )
 # settings of the data that concern only the training
 OF_TRAINING = (

@@ -30,13 +30,14 @@ BUILT = {  # nodes of a run's configuration that are built later, and from which
     },
     "sampler": {"sampler"},
     "features": {"features"},
-    "metric": {"metric"},
+    "metric": {"metric", "torchmetrics.image"},
     "dataset": {"dataset"},
 }
 HANDED_OVER = {
     "sampler",
     "dataset",
-}  # their functions are given their settings now and called later
+    "image",
+}  # their functions and classes are given their settings now and called later
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -116,25 +117,43 @@ def _is_part(target: object, packages: set[str]) -> bool:
     """Whether this names a public class, or the function that its module is named for.
 
     Those are all that ``conf/`` names. Helpers, private and imported names are not to be called
-    from outside: some of them write files or download.
+    from outside: some of them write files or download. Of torchmetrics these are the metrics of
+    images.
     """
-    found = (
-        re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target)
-        if isinstance(target, str)
-        else None
-    )
+    if not isinstance(target, str):
+        return False
+    if target.startswith("torchmetrics.image."):
+        return "torchmetrics.image" in packages and _is_image_metric(target)
+    found = re.fullmatch(r"src\.(\w+)(?:\.(\w+))?\.([A-Za-z]\w*)", target)
     if found is None or found[1] not in packages:
         return False
-    try:
-        module = importlib.import_module(target.rpartition(".")[0])
-    except ImportError:
-        return False
-    part = getattr(module, found[3], None)
+    part = _imported(target)
     here = (getattr(part, "__module__", ""), getattr(part, "__qualname__", "")) == (
-        module.__name__,
+        target.rpartition(".")[0],
         found[3],
     )
     return here and (isinstance(part, type) or found[3] in ("load", found[2]))
+
+
+def _is_image_metric(target: str) -> bool:
+    """Whether this is a metric that ``torchmetrics.image`` exports, there or in its module."""
+    found = re.fullmatch(r"torchmetrics\.image(?:\.[a-z]\w*)?\.([A-Z]\w*)", target)
+    if found is None:
+        return False
+    exported = _imported(f"torchmetrics.image.{found[1]}")
+    metric = _imported("torchmetrics.Metric")  # slow to import
+    is_metric = isinstance(exported, type) and issubclass(exported, metric)
+    homes = {"torchmetrics.image", getattr(exported, "__module__", "")}
+    return is_metric and target.rpartition(".")[0] in homes
+
+
+def _imported(name: str) -> object:
+    """What ``package.module.name`` is, or None where there is no such thing."""
+    module, _, part = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), part, None)
+    except ImportError:
+        return None
 
 
 class _Loader(yaml.SafeLoader):

@@ -15,11 +15,13 @@ from src.config.build import build
 from src.config.command import typed_overrides
 from src.evaluation.codes import disentanglement, posterior_quality
 from src.evaluation.generation import GenerationEvaluator, named
+from src.evaluation.reconstruction import Reconstruction
 from src.evaluation.settings import check_evaluation, config_of_run
 from src.metric.base import Measurement
 from src.model.base import (
     CanEncode,
     CanEstimate,
+    CanReconstruct,
     CanSample,
     CanScore,
     GenerativeModel,
@@ -68,6 +70,7 @@ class Evaluation:
         self.model: GenerativeModel = restore(self.run.model, checkpoint)
         self.generation = self._generation_evaluator()
         self.scoring = build(cfg, "score")
+        self.reconstruction: Reconstruction | None = build(cfg, "reconstruction")
         self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
         if rank_zero_only.rank == 0:
             check_writable(output, "output")
@@ -87,6 +90,9 @@ class Evaluation:
         self.model.to(device).eval()
         self._generation(card, device)
         self._likelihood(card, device)
+        if self.reconstruction is not None and isinstance(self.model, CanReconstruct):
+            measured = self.reconstruction.measure(self.model, self.data, device)
+            card.add("test", measured, **self._basis)
         self._codes(card, device)
         return card
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from src.errors import require
-from src.metric.base import Measurement
+from src.metric.base import Measurement, mean_over_images
 from src.model.base import CanEstimate, CanScore, Effort, Scores
 from src.noise import generators
 from src.parallel.ranks import share_work
@@ -154,13 +154,7 @@ def _kind(name: str) -> str:
 
 
 def _mean(values: Tensor) -> Measurement:
-    """Mean over images and its standard error; none where any value is not finite."""
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        return Measurement(None, reason=f"{bad} of {len(values)} images have no finite likelihood")
-    values = values.double()
-    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
-    return Measurement(float(values.mean()), error, "standard error over images")
+    return mean_over_images(values, "likelihood")
 
 
 def _to_cpu(scores: Scores) -> Scores:

@@ -18,7 +18,7 @@ from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS, Vi
 from torchvision.transforms.functional import normalize
 
 from src.errors import require
-from src.features.pretrained import Pretrained, Published, State, load_exactly, resize
+from src.features.pretrained import Pretrained, Published, State, WeightFile, load_exactly, resize
 
 # Mean and standard deviation of pixels in 0..1.
 PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -75,11 +75,11 @@ class CLIP(Pretrained):
     def _describe(self, images: Tensor) -> Tensor:
         return self.network(normalize(resize(images, self.image_size) / 255, *PIXELS))
 
-    def _read(self, content: bytes, pinned: bool) -> State:
-        if not _is_torchscript(content):
-            state = super()._read(content, pinned)
+    def _read(self, file: WeightFile, pinned: bool) -> State:
+        if not _is_torchscript(file.content):
+            state = super()._read(file, pinned)
         elif pinned:
-            state = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
+            state = torch.jit.load(io.BytesIO(file.content), map_location="cpu").state_dict()
         else:
             allowed = "only the published one is opened; give a state dict"
             raise ValueError(f"a TorchScript archive holds code: {allowed}")

@@ -68,21 +68,13 @@ class Pretrained(Features):
         sha256: str | None,
         build: Callable[[State], nn.Module],
     ) -> None:
-        is_digest = re.fullmatch("[0-9a-f]{64}", str(sha256)) is not None
-        valid = is_digest or sha256 in (None, "published")
-        allowed = "must be published, 64 hexadecimal digits (lower case), or null for any file"
-        require(valid, "sha256", sha256, allowed)
+        check_digest(sha256)
         super().__init__()
         path = _find(published, self.name) if weights is None else Path(weights).expanduser()
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror}); {_ways_out(published)}"
-            raise DataError(f"features.weights={path}: {reason}") from error
-        digest = hashlib.sha256(content).hexdigest()
-        _check(path, digest, published.sha256 if sha256 == "published" else sha256)
-        self._key = content_hash(self.recipe, digest)
-        self.network = self._build(content, path, digest == published.sha256, build)
+        file = WeightFile(path, "features", published, sha256, _ways_out(published))
+        self._key = content_hash(self.recipe, file.digest)
+        pinned = file.digest == published.sha256
+        self.network = file.build(lambda: build(self._read(file, pinned)))
 
     @property
     def key(self) -> str:
@@ -100,23 +92,67 @@ class Pretrained(Features):
             raise ValueError(f"{allowed}, these have {channels}")
         return self._describe(images.expand(-1, 3, -1, -1))
 
-    def _read(self, content: bytes, pinned: bool) -> State:
+    def _read(self, file: WeightFile, pinned: bool) -> State:
         """The state dict in a file; pinned: it is the published file, byte for byte."""
-        return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return file.state()
 
-    def _build(
-        self, content: bytes, path: Path, pinned: bool, build: Callable[[State], nn.Module]
-    ) -> nn.Module:
+
+class WeightFile:
+    """A file of weights, read once and checked before anything in it is looked at.
+
+    Raises DataError when there is no file, CheckpointError when it is another one.
+
+    Arguments:
+        path: of the file.
+        setting: the node whose ``weights`` and ``sha256`` are named in errors.
+        published: the file that is expected.
+        sha256: ``published``, 64 hexadecimal digits, or None for any file.
+        advice: what to do where it cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, setting: str, published: Published, sha256: str | None, advice: str
+    ) -> None:
+        self.name, self.setting = f"{setting}.weights={path}", setting
         try:
-            # Random initial weights must not move the run's random numbers.
+            self.content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.name}: cannot be read ({error.strerror}); {advice}") from error
+        self.digest = hashlib.sha256(self.content).hexdigest()
+        self._check(published.sha256 if sha256 == "published" else sha256)
+
+    def state(self) -> State:
+        """The state dict in the file."""
+        stream = io.BytesIO(self.content)
+        return dict(torch.load(stream, map_location="cpu", weights_only=True))
+
+    def build(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """What ``build`` makes of the file, frozen; CheckpointError where it makes nothing."""
+        try:
+            # random initial weights must not move the run's random numbers
             with torch.random.fork_rng(devices=[]):
-                return build(self._read(content, pinned)).requires_grad_(False)
+                return build().requires_grad_(False)
         except MemoryError:
             raise
         except Exception as error:  # foreign files fail in pickle, zip or torch
             reason = f"{type(error).__name__}: {first_line(error)}"
-            problem = f"cannot be read as weights of this network ({reason})"
-            raise CheckpointError(f"features.weights={path}: {problem}") from error
+            message = f"{self.name}: cannot be read as weights of this network ({reason})"
+            raise CheckpointError(message) from error
+
+    def _check(self, expected: str | None) -> None:
+        """The one place where the identity of a file is decided."""
+        if expected is not None and self.digest != expected:
+            raise CheckpointError(
+                f"{self.name}: its SHA-256 is {self.digest}, expected {expected}: delete the file "
+                f"if it is damaged; {self.setting}.sha256=null accepts any file and records its hash"
+            )
+
+
+def check_digest(sha256: str | None) -> None:
+    """Raise ConfigError unless this says which file is expected."""
+    digits = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    allowed = "must be published, 64 hexadecimal digits (lower case), or null for any file"
+    require(digits or sha256 in (None, "published"), "sha256", sha256, allowed)
 
 
 def load_exactly(network: Callable[[], nn.Module], state: State) -> nn.Module:
@@ -163,16 +199,6 @@ def _find(published: Published, name: str) -> Path:
         reason = f"the download failed ({first_line(error)}); {_ways_out(published)}"
         raise DataError(f"features={name} has no weights, {reason}") from error
     return path
-
-
-def _check(path: Path, digest: str, expected: str | None) -> None:
-    """The one place where the identity of a file is decided."""
-    if expected is not None and digest != expected:
-        raise CheckpointError(
-            f"features.weights={path}: its SHA-256 is {digest}, expected {expected}: "
-            "delete the file if it is damaged; "
-            "features.sha256=null accepts any file and records its hash in the key"
-        )
 
 
 def _ways_out(published: Published) -> str:

@@ -105,6 +105,16 @@ def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
+def mean_over_images(values: Tensor, what: str) -> Measurement:
+    """Mean of ``what`` over images (n,) and its standard error; none where any value is not finite."""
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        return Measurement(None, reason=f"{bad} of {len(values)} images have no finite {what}")
+    values = values.double()
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
+    return Measurement(float(values.mean()), error, "standard error over images")
+
+
 def share_error(variance: float, num: int) -> float:
     """Standard error of the mean of ``num`` independent draws from [0, 1] of this variance.
 

@@ -32,6 +32,7 @@ SECTIONS = {  # heading -> first parts of the names below it
         "inception",
         "confident",
     ),
+    "Reconstruction": ("psnr", "ssim", "lpips"),
     "Likelihood": ("bits", "nats", "log_likelihood", "rate", "distortion"),
     "Latents": ("active", "kl", "num", "mig", "dci", "sap", "factor", "beta"),
 }

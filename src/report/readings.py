@@ -24,17 +24,21 @@ READINGS = {  # by the first part of the name; the longest that fits counts
     "factor_vae_score": "accuracy of a vote on which factor was kept equal",
     "fid": "Fréchet distance of the samples to the training images, biased upwards for few images",
     "fid_corrected": "the same without the bias expected at this number of images; 0 is perfect",
-    "fid_floor": "raw Fréchet distance of the real test split to train: what a perfect model would reach",
+    "fid_floor": "raw Fréchet distance of the real test split to train: "
+    "what a perfect model would reach",
     "inception_score": "sure and diverse by the classifier; number of classes at most",
     "kid": "squared kernel distance, unbiased; 0 is perfect",
     "kl": "nats per image",
     "log_likelihood": "nats per image, larger is better",
     "loss": "what training minimises, no yardstick between models",
-    "memorised": "samples closer to training images than 95 % of real test images are; 0.05 for an honest model",
+    "memorised": "samples closer to training images than 95 % of real test images are; "
+    "0.05 for an honest model",
+    "lpips": "distance of reconstructions in a network's features; 0 for equal images",
     "mig": "mutual information gap of the two best latents per factor",
     "mse": "squared error of the prediction, a mean over pixels",
     "nats": "upper bound of -log p(binarised image); not on the 8-bit scale",
     "precision": "share of samples that lie among real images",
+    "psnr": "dB, of reconstructions of test images; 6 dB more is half the RMS error",
     "psnr_compressed": "dB, through one byte per latent",
     "rate": "KL(q(z | x) || p(z)) in nats per image",
     "rate_large": "L_T + sum of the L_t, in nats per image",
@@ -42,6 +46,7 @@ READINGS = {  # by the first part of the name; the longest that fits counts
     "recall": "share of real images that lie among the samples",
     "reconstruction": "nats per image, log p(x | z)",
     "sap": "gap in accuracy of the two best latents per factor",
+    "ssim": "structural similarity of reconstructions to test images; 1 for equal images",
 }
 
 
