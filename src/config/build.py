@@ -104,7 +104,7 @@ def _located(name: str) -> Any:  # noqa: ANN401 (a class or a function)
     try:
         return get_object(name)
     except Exception as error:  # whatever the import of a module raises
-        raise ValueError(f"_target_={name}: cannot be imported ({first_line(error)})") from error
+        raise ValueError(f"cannot import {name} ({first_line(error)})") from error
 
 
 def _missing_part(text: str) -> str:

@@ -142,9 +142,10 @@ class WeightFile:
     def _check(self, expected: str | None) -> None:
         """The one place where the identity of a file is decided."""
         if expected is not None and self.digest != expected:
+            found = f"its SHA-256 is {self.digest}, expected {expected}"
+            advice = f"{self.setting}.sha256=null accepts any file and records its hash"
             raise CheckpointError(
-                f"{self.name}: its SHA-256 is {self.digest}, expected {expected}: delete the file "
-                f"if it is damaged; {self.setting}.sha256=null accepts any file and records its hash"
+                f"{self.name}: {found}: delete the file if it is damaged; {advice}"
             )
 
 

@@ -106,7 +106,7 @@ def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 def mean_over_images(values: Tensor, what: str) -> Measurement:
-    """Mean of ``what`` over images (n,) and its standard error; none where any value is not finite."""
+    """Mean of ``what`` over images (n,), its standard error; none where one is not finite."""
     bad = int((~values.isfinite()).sum())
     if bad:
         return Measurement(None, reason=f"{bad} of {len(values)} images have no finite {what}")

@@ -35,7 +35,7 @@ def fit(metric: Metric, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def window(size: int) -> tuple[int, float]:
-    """Width of the Gaussian window for images of ``size`` pixels across, and its standard deviation.
+    """Width of the Gaussian window for images of ``size`` pixels across, and its sigma.
 
     The largest odd width up to 11 that fits; sigma is 1.5 for 11 and shrinks with it. torchmetrics
     makes a window of 2 floor(3.5 sigma + 0.5) + 1 pixels, which is this width.

@@ -81,7 +81,7 @@ class TorchMetric:
         return (value, spread, f"sd over {parts}") if math.isfinite(spread) else (value, None, "")
 
     def _made(self, num_features: int) -> Metric:
-        """The metric for features of this width; all ranks have all features and exchange nothing."""
+        """The metric for features of this width; all ranks have them all and exchange nothing."""
         identity = nn.Identity()
         identity.num_features = num_features
         return self.metric(feature=identity, sync_on_compute=False)
