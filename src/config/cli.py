@@ -57,33 +57,39 @@ def run(
     """
     own, passed_on = split_overrides(sys.argv[1:], of_run)
     sys.argv[1:] = [literal(word) for word in own]
+    job = _job(task, passed_on, is_training=not of_run)
+    with _hydra_raises() as traced:
+        try:
+            refuse_secrets([*own, *passed_on])
+            if of_run and {"-m", "--multirun"} & {*own}:
+                why = "only src.train takes it; give one run after the other"
+                raise ConfigError(f"--multirun: {why}")
+            compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+            with listening(), redirect_stdout(Patient(sys.stdout)):
+                compose(job)()
+        except BaseException as ended:
+            sys.exit(_report(ended, config_name, of_run, traced))
+
+
+def _job(
+    task: Callable[[DictConfig], Any], passed_on: list[str], is_training: bool
+) -> Callable[[DictConfig], Any]:
+    """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
         quiet_logging()
         sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
         with open_dict(cfg):
-            if of_run:
-                cfg.overrides = passed_on
-            else:
+            if is_training:
                 _place_run(cfg)
+            else:
+                cfg.overrides = passed_on
         try:
             return task(cfg)
         except Exception as error:
             raise _Ended from error
 
-    with _hydra_raises() as traced:
-        try:
-            refuse_secrets([*own, *passed_on])
-            if of_run and {"-m", "--multirun"} & {*own}:
-                raise ConfigError(
-                    "--multirun: only src.train takes it; give one run after the other"
-                )
-            with listening(), redirect_stdout(Patient(sys.stdout)):
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-                    job
-                )()
-        except BaseException as ended:
-            sys.exit(_report(ended, config_name, of_run, traced))
+    return job
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Job:
             return False
         self.status = "done" if pruned is None else "pruned"
         self.detail = ""
-        self.metric = (metrics or pruned).get(self.metric_name)
+        self.metric = (pruned if metrics is None else metrics).get(self.metric_name)
         return True
 
     def mark_log(self) -> None:

@@ -22,7 +22,7 @@ from src.launch.job import Job, available, check_jobs
 from src.rundir.lock import ATTEMPT
 from src.training.interruption import INTERRUPTION
 
-REACH, PATIENCE = 3, 10  # seconds for a connection, and for Ray to answer on it
+REACH, PATIENCE = 3, 30  # seconds for a connection, and for Ray to start and answer on it
 POLL = 0.2
 RETRIES = 3  # of a job whose node was lost: it goes on from its checkpoint
 
