@@ -78,7 +78,8 @@ def main() -> None:
     print(f"{arguments.num} images, {arguments.dim} features, {arguments.threads} threads: seconds")
     generation(arguments.num, arguments.dim)
     print(
-        f"disentanglement, {TRAIN} points to fit on and {TEST} to test on, {LATENTS} latents: seconds"
+        f"disentanglement, {TRAIN} points to fit on and {TEST} to test on, "
+        f"{LATENTS} latents: seconds"
     )
     timed("all five", disentanglement)
 

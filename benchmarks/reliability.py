@@ -1,4 +1,6 @@
-"""The figures of docs/reliability.md that `make soak` does not give: saving, damage, signals, W&B out of reach.
+"""The figures of docs/reliability.md that `make soak` does not give.
+
+Saving, damage, signals, W&B out of reach.
 
 python benchmarks/reliability.py
 """
@@ -37,7 +39,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def saving(folder: Path) -> None:
-    """Median of 20 saves, ours and torch's with fsync in turn; then what the verification of the file adds."""
+    """Median of 20 saves, ours and torch's with fsync in turn; then the time to verify the file."""
     content = {
         "state_dict": {f"layer{i}": torch.randn(1024, 1024) for i in range(64)},
         "global_step": 1,
@@ -55,8 +57,8 @@ def saving(folder: Path) -> None:
     theirs, ours = (statistics.median(kind) for kind in zip(*times, strict=True))
     verify = seconds(lambda: damage(path))
     print(
-        f"save 268 MB: torch.save + fsync {theirs:.3f} s, ours {ours:.3f} s (x {ours / theirs:.2f}), "
-        f"verify {verify:.3f} s"
+        f"save 268 MB: torch.save + fsync {theirs:.3f} s, ours {ours:.3f} s "
+        f"(x {ours / theirs:.2f}), verify {verify:.3f} s"
     )
 
 
@@ -96,7 +98,7 @@ def terminated(folder: Path) -> None:
 
 
 def without_wandb(folder: Path) -> None:
-    """A short run that logs to a server which accepts and never answers, against one that logs to files alone."""
+    """A short run that logs to a server which never answers, against one that logs to files."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         online = os.environ | {

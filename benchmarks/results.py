@@ -1,8 +1,11 @@
-"""The measurements of docs/results.md: train, evaluate and compare; what is there already is not done again.
+"""The measurements of docs/results.md: train, evaluate and compare.
 
-python benchmarks/results.py digits                       # all models, predictions, schedules: one table
-python benchmarks/results.py samplers                     # Fréchet distance over the number of steps: figure and table
-python benchmarks/results.py mnist --root ../shared/data  # the VAE of the IWAE paper, IWAE-5000 on 1,000 test images
+What is there already is not done again.
+
+python benchmarks/results.py digits      # all models, predictions, schedules: one table
+python benchmarks/results.py samplers    # Fréchet distance over the number of steps: figure, table
+python benchmarks/results.py mnist --root ../shared/data
+                                         # the VAE of the IWAE paper, IWAE-5000 on 1,000 test images
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ TABLE = (
 DEFAULT_SAMPLER = "ddim eta=1"
 DISTANCES = (0.7, 1, 1.5, 2, 3, 5, 7)  # ticks
 STEPS = (5, 10, 20, 50, 100)
+THREE_SETS = ("metric=fast", "metric.num_repeats=3", "score=null")
 
 
 def call(entry: str, *words: str) -> None:
@@ -73,7 +77,10 @@ def evaluated(run: Path, output: Path, *overrides: str) -> dict[str, float]:
 
 
 def digits(folder: Path, seeds: list[int]) -> None:
-    """Train and evaluate every row with every seed, the first diffusion with every sampler, then compare."""
+    """Train and evaluate every row with every seed, then compare.
+
+    The first diffusion is evaluated with every sampler as well.
+    """
     runs = []
     for name, overrides in DIGITS.items():
         for seed in seeds:
@@ -98,25 +105,19 @@ def samplers(folder: Path, seed: int) -> None:
     figure = Figure(figsize=(7, 4.2), dpi=110, layout="constrained")
     axes = figure.subplots()
     print(
-        f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |\n|---|{'---:|' * len(STEPS)}"
+        f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |\n"
+        f"|---|{'---:|' * len(STEPS)}"
     )
     for name, overrides in SAMPLERS.items():
         cells, values = [], []
         for steps in STEPS:
-            settings = [
-                *overrides,
-                f"sampler.num_steps={steps}",
-                "metric=fast",
-                "metric.num_repeats=3",
-                "score=null",
-            ]
+            settings = [*overrides, f"sampler.num_steps={steps}", *THREE_SETS]
             card = evaluated(run, folder / "samplers" / f"{_file_name(name)}-{steps}", *settings)
             metric = next(key for key in card if key.startswith("test/fid_classifier"))
             values.append(card[metric])
             cells.append(f"{card[metric]:.2f} ± {card['details'][metric]['error']:.2f}")
-        axes.plot(
-            STEPS, values, "o--" if name == DEFAULT_SAMPLER else "o-", label=name
-        )  # ddpm (small) lies on it
+        # ddpm (small) lies on it
+        axes.plot(STEPS, values, "o--" if name == DEFAULT_SAMPLER else "o-", label=name)
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     floor = next(value for key, value in card.items() if key.startswith("test/fid_floor"))
     axes.axhline(floor, color="black", linestyle=":", label="floor: real test images")

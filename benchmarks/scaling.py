@@ -1,7 +1,7 @@
 """How cost grows with processes and GPUs: the numbers of docs/scaling.md.
 
-python benchmarks/scaling.py measure [--rounds 3]   # here: ranks, jobs and samples, one thread each, as ratios
-python benchmarks/scaling.py derive                 # for GPUs, of experiment=cifar10_ddpm: nothing is run but shapes
+python benchmarks/scaling.py measure [--rounds 3]   # here: ranks, jobs and samples, one thread each
+python benchmarks/scaling.py derive                 # for GPUs, from shapes of cifar10_ddpm alone
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from shape_costs import BATCH, shape_costs
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WARM = 25, 5
@@ -42,12 +38,8 @@ WORKS = {  # strong scaling: the batch is shared
 PEAK = 989e12  # FLOP/s, dense
 SHARE = 0.3  # of the peak that convolutions of this size reach
 LAUNCH = 5e-6  # seconds per kernel where the CPU cannot keep ahead
-LINKS = {
-    "NVLink (450 GB/s)": 360e9,
-    "InfiniBand (50 GB/s)": 40e9,
-    "25 Gb Ethernet": 2.5e9,
-}  # 80 % of the nominal
-BATCH = 128  # of the experiment, over all GPUs
+# 80 % of the nominal
+LINKS = {"NVLink (450 GB/s)": 360e9, "InfiniBand (50 GB/s)": 40e9, "25 Gb Ethernet": 2.5e9}
 PER_PARAMETER = {"weights": 4, "gradients": 4, "Adam": 8, "average (EMA)": 4}  # bytes
 
 
@@ -70,7 +62,7 @@ class Clock(pl.Callback):
 
 
 def start(entry: str, *words: str) -> subprocess.Popen:
-    """A single-thread process of the command line; its further ranks have one thread each as well."""
+    """A single-thread process of the command line; so is each of its further ranks."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "benchmarks"),
@@ -81,7 +73,10 @@ def start(entry: str, *words: str) -> subprocess.Popen:
 
 
 def step_seconds(folder: Path, jobs: int, *words: str) -> tuple[float, float]:
-    """Of runs at the same time: seconds of the fastest step (mean over the runs), CPU seconds of a step of all."""
+    """Seconds and CPU seconds of a step, of runs at the same time.
+
+    Seconds are those of the fastest step, a mean over the runs; CPU seconds are those of all runs.
+    """
     place = Path(tempfile.mkdtemp(dir=folder))
     clocks = [
         f"+callback.clock={{_target_:scaling.Clock,path:{place / str(job)}}}" for job in range(jobs)
@@ -107,44 +102,43 @@ def sample_seconds(folder: Path, num: int, *words: str) -> float:
 def measure(rounds: int) -> None:
     """Fastest of all rounds, in turns: what else the machine does can only slow them down."""
     print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; seconds of a step, CPU seconds in brackets"
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; "
+        "seconds of a step, CPU seconds in brackets"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for work, words in WORKS.items():
-            cases = {
-                "1 process": lambda words=words: step_seconds(folder, 1, *words),
-                "2 ranks": lambda words=words: step_seconds(folder, 1, *words, *TWO),
-                "2 jobs": lambda words=words: step_seconds(folder, 2, *words),
-            }
-            (one, one_cpu), (ranks, ranks_cpu), (jobs, jobs_cpu) = best = _fastest(cases, rounds)
-            print(
-                f"{work}: "
-                + "  ".join(
-                    f"{case} {a:.3f} ({b:.3f})" for case, (a, b) in zip(cases, best, strict=True)
-                )
-            )
-            print(
-                f"  efficiency of 2 ranks {one / ranks / 2:.2f}, by CPU time {one_cpu / ranks_cpu:.2f}"
-            )
-            print(
-                f"  efficiency of 2 jobs  {one / jobs:.2f}, by CPU time {2 * one_cpu / jobs_cpu:.2f}",
-                flush=True,
-            )
+            _steps(folder, rounds, work, words)
         start("train", *RUN, f"hydra.run.dir={folder / 'model'}").wait()
-        draws = {
-            (num, words): lambda num=num, words=words: (sample_seconds(folder, num, *words),)
-            for words in ((), TWO)
-            for num in (64, 1088)
-        }
-        (few,), (many,), (few_of_two,), (many_of_two,) = _fastest(draws, rounds)
-        print(
-            f"start and 64 images {few:.1f} s, 2 ranks {few_of_two:.1f} s; 1,024 images more {many - few:.1f} s, ",
-            end="",
-        )
-        print(
-            f"2 ranks {many_of_two - few_of_two:.1f} s: efficiency {(many - few) / (many_of_two - few_of_two) / 2:.2f}"
-        )
+        _draws(folder, rounds)
+
+
+def _steps(folder: Path, rounds: int, work: str, words: tuple[str, ...]) -> None:
+    cases = {
+        "1 process": lambda: step_seconds(folder, 1, *words),
+        "2 ranks": lambda: step_seconds(folder, 1, *words, *TWO),
+        "2 jobs": lambda: step_seconds(folder, 2, *words),
+    }
+    (one, one_cpu), (ranks, ranks_cpu), (jobs, jobs_cpu) = best = _fastest(cases, rounds)
+    row = [f"{case} {a:.3f} ({b:.3f})" for case, (a, b) in zip(cases, best, strict=True)]
+    print(f"{work}: " + "  ".join(row))
+    of_cpu = one_cpu / ranks_cpu
+    print(f"  efficiency of 2 ranks {one / ranks / 2:.2f}, by CPU time {of_cpu:.2f}")
+    of_cpu = 2 * one_cpu / jobs_cpu
+    print(f"  efficiency of 2 jobs  {one / jobs:.2f}, by CPU time {of_cpu:.2f}", flush=True)
+
+
+def _draws(folder: Path, rounds: int) -> None:
+    draws = {
+        (num, words): lambda num=num, words=words: (sample_seconds(folder, num, *words),)
+        for words in ((), TWO)
+        for num in (64, 1088)
+    }
+    (few,), (many,), (few_of_two,), (many_of_two,) = _fastest(draws, rounds)
+    more, more_of_two = many - few, many_of_two - few_of_two
+    print(f"start and 64 images {few:.1f} s, 2 ranks {few_of_two:.1f} s; ", end="")
+    print(f"1,024 images more {more:.1f} s, 2 ranks {more_of_two:.1f} s: ", end="")
+    print(f"efficiency {more / more_of_two / 2:.2f}")
 
 
 def _fastest(
@@ -153,53 +147,6 @@ def _fastest(
     """Of each case the least of every number, after all have taken turns."""
     found = [[run() for run in cases.values()] for _ in range(rounds)]
     return [tuple(map(min, zip(*measured, strict=True))) for measured in zip(*found, strict=True)]
-
-
-class Kernels(TorchDispatchMode):
-    """Counts operations that launch a kernel: those that make a new tensor or write into one."""
-
-    VIEWS = "view reshape expand permute transpose t. slice select detach unsqueeze empty squeeze split chunk unbind"
-    VIEWS = tuple(f"{VIEWS} alias as_strided".split())
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        self.count += not str(func).removeprefix("aten.").lstrip("_").startswith(self.VIEWS)
-        return func(*args, **(kwargs or {}))
-
-
-def shape_costs() -> dict[str, float]:
-    """Parameters, FLOPs per image, kernels per step and bytes of activations of experiment=cifar10_ddpm."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["experiment=cifar10_ddpm", "dataset.root=x", "run_dir=x"])
-    with torch.device("meta"):
-        network = instantiate(cfg.network, _convert_="all")
-        x, t = torch.zeros(BATCH, 3, 32, 32), torch.ones(BATCH, dtype=torch.long)
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    with Kernels() as kernels:
-        with (
-            FlopCounterMode(display=False) as forward,
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
-        ):
-            output = network(x, t)
-        with FlopCounterMode(display=False) as backward:
-            output.square().mean().backward()
-    activations = sum(size for storage, size in saved.items() if storage not in weights)
-    return {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "forward": forward.get_total_flops() / BATCH,
-        "backward": backward.get_total_flops() / BATCH,
-        "kernels": kernels.count,
-        "activations": activations / BATCH,
-    }
 
 
 def derive() -> None:
@@ -216,7 +163,8 @@ def _ranks(costs: dict[str, float]) -> None:
     floor = costs["kernels"] * LAUNCH
     volume = 4 * costs["parameters"]
     print(
-        f"\na step: {1000 * image * BATCH:.1f} ms of arithmetic at batch {BATCH}, {1000 * floor:.1f} ms of launches"
+        f"\na step: {1000 * image * BATCH:.1f} ms of arithmetic at batch {BATCH}, "
+        f"{1000 * floor:.1f} ms of launches"
     )
     print("GPUs  images each  volume MB  arithmetic ms " + "".join(f"{name:>24}" for name in LINKS))
     for gpus in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -234,14 +182,16 @@ def _ranks(costs: dict[str, float]) -> None:
         needed, many = 1.5 * 2 * volume / speed / image, BATCH * image
         weak = many / (many + max(0, 2 * volume / speed - 2 / 3 * many))
         print(
-            f"{name}: hidden from {needed:.0f} images per GPU; with {BATCH} on each of many GPUs {100 * weak:.0f} %"
+            f"{name}: hidden from {needed:.0f} images per GPU; "
+            f"with {BATCH} on each of many GPUs {100 * weak:.0f} %"
         )
 
 
 def _memory(costs: dict[str, float]) -> None:
     each = sum(PER_PARAMETER.values())
     print(
-        f"\nbytes per parameter {PER_PARAMETER}; activations {costs['activations'] / 1e6:.0f} MB per image (float32)"
+        f"\nbytes per parameter {PER_PARAMETER}; "
+        f"activations {costs['activations'] / 1e6:.0f} MB per image (float32)"
     )
     for parameters in (costs["parameters"], 1e9, 10e9):
         sizes = {gpus: each * parameters / gpus / 1e9 for gpus in (1, 8, 64)}

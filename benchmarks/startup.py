@@ -1,4 +1,6 @@
-"""How long the command line takes to answer: --help, --cfg job and a refused setting, as whole processes.
+"""How long the command line takes to answer: --help, --cfg job and a refused setting.
+
+Times are those of whole processes.
 
 python benchmarks/startup.py [--runs 5]
 """

@@ -1,7 +1,8 @@
-"""The sweeper of ``sweep=<name>``: Hydra takes plugins from this package alone; the work is done by ``src/sweep``.
+"""The sweeper of ``sweep=<name>``; the work is done by ``src/sweep``.
 
-Every start of the program reads this file: nothing else may be imported here. No ``from __future__ import
-annotations`` either: Hydra runs plugin modules outside of ``sys.modules``, where dataclasses would fail over it.
+Hydra takes plugins from this package alone. Every start of the program reads this file: nothing
+else may be imported here. No ``from __future__ import annotations`` either: Hydra runs plugin
+modules outside of ``sys.modules``, where dataclasses would fail over it.
 """
 
 from hydra.plugins.sweeper import Sweeper

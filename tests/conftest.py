@@ -1,4 +1,4 @@
-"""What the tests share: the command line in this process, composed configurations, one cache of trained features."""
+"""What the tests share: the command line in this process, configurations, a cache of features."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory) -> Path:
-    """Cache of trained feature networks, shared by the processes of the suite, and the default of all commands."""
+    """Cache of trained feature networks: one for all processes, and the default of all commands."""
     base = tmp_path_factory.getbasetemp()
     base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["XDG_CACHE_HOME"] = str(base)
@@ -83,7 +83,7 @@ def composed(cache_dir, tmp_path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path) -> Callable[..., Outcome]:
-    """Run an entry point in this process, from an empty directory, and return its exit code and output."""
+    """Run an entry point in this process, from an empty directory; returns its code and output."""
 
     def call(entry: str, *words: str) -> Outcome:
         monkeypatch.chdir(tmp_path)

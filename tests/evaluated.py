@@ -1,4 +1,4 @@
-"""What the tests of evaluations share: runs trained once per file, their cards, and checkpoints changed by hand."""
+"""What the tests of evaluations share: runs trained once per file, cards, changed checkpoints."""
 
 import json
 

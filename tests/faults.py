@@ -1,6 +1,7 @@
-"""Faults for runs under test: a callback that kills, stops, stalls or poisons its own process at a chosen place.
+"""Faults for runs under test: a callback that kills, stops, stalls or poisons its own process.
 
-``PYTHONPATH=tests python -m src.train '+callback.fault={_target_:faults.Fault,step:7,where:batch_end,what:kill}'``
+PYTHONPATH=tests python -m src.train
+    '+callback.fault={_target_:faults.Fault,step:7,where:batch_end,what:kill}'
 """
 
 import csv

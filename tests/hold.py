@@ -9,7 +9,10 @@ from src.training.interruption import INTERRUPTION
 
 
 class Hold(pl.Callback):
-    """As long as there is the file, no step begins from the one that it names on, unless the run is asked to stop."""
+    """While the file is there, no step begins from the one that it names on.
+
+    Unless the run is asked to stop.
+    """
 
     def __init__(self, file):
         self.file = Path(file)

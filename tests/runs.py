@@ -39,7 +39,8 @@ SHORT = (
     ),
     "grace_seconds=600",
 )
-# An epoch has 2 or 3 steps of 480 (digits has 1,078 training images and drops the rest), validations come every 5.
+# An epoch has 2 or 3 steps of 480 (digits has 1,078 training images and drops the rest),
+# validations come every 5.
 VARIANTS = {
     "plain": ["trainer.val_check_interval=5"],
     "workers": ["trainer.val_check_interval=5", "dataset.num_workers=2"],
@@ -54,7 +55,10 @@ def words(model, variant):
 
 
 def fault(step, where, what="kill", rank=0):
-    return f"+callback.fault={{_target_:faults.Fault,step:{step},where:{where},what:{what},rank:{rank}}}"
+    return (
+        f"+callback.fault={{_target_:faults.Fault,step:{step},where:{where},"
+        f"what:{what},rank:{rank}}}"
+    )
 
 
 def content(run_dir):
@@ -79,9 +83,8 @@ def differences(one, two, path=""):
         ]
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return [] if one.dtype == two.dtype and torch.equal(one, two) else [path]
-    return (
-        [] if repr(one) == repr(two) else [f"{path}: {one} is not {two}"]
-    )  # NaN is not NaN, but reads so
+    # NaN is not NaN, but reads so
+    return [] if repr(one) == repr(two) else [f"{path}: {one} is not {two}"]
 
 
 def latest(run_dir):

@@ -43,12 +43,8 @@ RUN = (
         "callback.checkpoint.every_steps=10",
     ),
 )
-ELSEWHERE = (
-    "after_backward",
-    "loading",
-    "rewrite",
-    "test_start",
-)  # outside of training, or for other faults
+# outside of training, or for other faults
+ELSEWHERE = ("after_backward", "loading", "rewrite", "test_start")
 PLACES = [place for place in WHERE if place not in ELSEWHERE]
 WHATS = {"kill": 6, "term": 2, "usr1": 1, "int": 1}  # and how often
 CODES = {"kill": -signal.SIGKILL, "term": 143, "usr1": 143, "int": 130}
@@ -90,7 +86,8 @@ def soak(folder: Path, num_faults: int, steps: int, seed: int, tell=lambda text:
             _flip(store.candidates()[0], draw)
             corrupted += 1
         tell(
-            f"fault {number + 1}/{num_faults}: {what} at {where}, step {step}; goes on from {_step(store)}"
+            f"fault {number + 1}/{num_faults}: {what} at {where}, step {step}; "
+            f"goes on from {_step(store)}"
         )
     executed += steps - _step(store)
     _run(zygote, words, (0,))

@@ -1,8 +1,8 @@
 """A job in 30 ms in the place of ``python -m src.train``, and a driver that launches such jobs.
 
-``python tests/standin.py drive WORDS`` is ``python -m src.train WORDS`` with jobs of this kind. A job fails where its
-seed is divisible by 7, takes ``STANDIN_SECONDS`` (of several, those at the place of its seed), and counts its starts
-in ``starts`` of its run directory.
+``python tests/standin.py drive WORDS`` is ``python -m src.train WORDS`` with jobs of this kind. A
+job fails where its seed is divisible by 7, takes ``STANDIN_SECONDS`` (of several, those at the
+place of its seed), and counts its starts in ``starts`` of its run directory.
 """
 
 import fcntl

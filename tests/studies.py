@@ -1,4 +1,4 @@
-"""What the tests of sweeps share: composed configurations, a launcher whose jobs take no time, a study of it."""
+"""What the tests of sweeps share: configurations, a launcher whose jobs take no time, studies."""
 
 import json
 
@@ -23,7 +23,10 @@ def composed(*words):
 
 
 class Launcher:
-    """Stands in for the launcher: a job writes its metrics at once, fails, is stopped, or takes the driver with it."""
+    """Stands in for the launcher.
+
+    A job writes its metrics at once, fails, is stopped, or takes the driver with it.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Launcher:
 
 
 def run_study(folder, *words, space=SPACE, name="study", **behaviour):
-    """Run a study with the stand-in; returns it, the study, and what ended the driver, if anything did."""
+    """Run a study with the stand-in; returns it, the study, and what ended the driver, if any."""
     launcher = Launcher(folder, **behaviour)
     typed = [f"sweep={name}", "model=vae", f"hydra.sweep.dir={folder}", *words]
     config = composed(*typed)

@@ -1,4 +1,4 @@
-"""What several test files share: options of a configuration group, small models, data whose best denoiser is known."""
+"""What several test files share: options of a group, small models, data with a known denoiser."""
 
 import math
 import time
@@ -36,7 +36,7 @@ def wait_until(holds):
 
 
 def state(pid):
-    """R, S, T (stopped), Z (dead, and nobody has asked), ... as Linux calls it; "" for a process that is gone."""
+    """R, S, T (stopped), Z (dead, and nobody has asked), ... as Linux calls it; "" where gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -44,7 +44,7 @@ def state(pid):
 
 
 def names(group):
-    """The options of a group, ``conf/<group>/*.yaml``: a new one is tested without touching the tests."""
+    """The options of a group, ``conf/<group>/*.yaml``: new ones are tested as they are."""
     found = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     assert found, f"conf/{group} is empty"
     return found
@@ -76,7 +76,10 @@ def schedule_of(option, T=1000, **settings):
 
 
 def expected_bias(cov, n, m):
-    """E[d^2] of n and m samples of one Gaussian, to first order: c [5/4 sum l_i + 1/2 sum_ij l_i l_j / (l_i + l_j)]."""
+    """E[d^2] of n and m samples of one Gaussian, to first order.
+
+    c [5/4 sum l_i + 1/2 sum_ij l_i l_j / (l_i + l_j)]
+    """
     values = torch.linalg.eigvalsh(cov.double()).clamp(min=0)
     return float(values.sum()) * (1 / n + 1 / m) + covariance_part(values, n, m)[0]
 
@@ -128,12 +131,14 @@ class Passing(nn.Module):
 
 
 def linear_vae(shift=0.0, log_ratio=0.0):
-    """A VAE whose decoder is x = W z + b + NOISE eps; q is the exact posterior, moved by shift and log_ratio."""
+    """A VAE whose decoder is x = W z + b + NOISE eps.
+
+    q is the exact posterior, moved by shift and log_ratio.
+    """
     basis = torch.linalg.qr(torch.randn(16, LATENT, generator=seeded(), dtype=torch.float64))[0]
     weight, bias = basis * torch.tensor([1.5, 0.4]), torch.linspace(-0.5, 0.5, 16).double()
-    posterior_precision = (
-        1 + torch.tensor([1.5, 0.4]).double() ** 2 / NOISE**2
-    )  # diagonal: W has orthogonal columns
+    # diagonal: W has orthogonal columns
+    posterior_precision = 1 + torch.tensor([1.5, 0.4]).double() ** 2 / NOISE**2
     decoder = nn.Sequential(nn.Linear(LATENT, 16), nn.Unflatten(1, SHAPE)).double()
     model = VAE(Passing(), decoder, Gaussian(NOISE), Constant(), latent_dim=LATENT).double()
     with torch.no_grad():
@@ -150,7 +155,7 @@ def linear_vae(shift=0.0, log_ratio=0.0):
 
 @dataclass
 class Mixture:
-    """A mixture of normals for every pixel: the posterior mean of x_0 and the marginals are known exactly."""
+    """A mixture of normals for every pixel: E[x_0 | x_t] and the marginals are known exactly."""
 
     weights: tuple = (0.3, 0.7)
     means: tuple = (-0.6, 0.5)
@@ -178,7 +183,10 @@ class Mixture:
         return denoise
 
     def sample(self, schedule, t, num):
-        """(num, 1, 1, 1) float64 draws of x_t: every component's share is exact and its quantiles are stratified."""
+        """(num, 1, 1, 1) float64 draws of x_t.
+
+        Every component's share is exact and its quantiles are stratified.
+        """
         _, weights, means, variances = self.at(schedule, t)
         counts = (weights * num).round().long().tolist()
         parts = [
@@ -199,7 +207,10 @@ def gaussian(mean, variance):
 
 
 def peer_scheduler(name, process, **settings):
-    """A scheduler of diffusers with our betas, and its products in float64 (it makes them in float32)."""
+    """A scheduler of diffusers with our betas, and its products in float64.
+
+    It makes them in float32.
+    """
     import diffusers
 
     betas = process.betas[1:].tolist()

@@ -1,4 +1,4 @@
-"""The variational bound: closed forms of Gaussian data, torch's KL divergences, data whose probabilities are known."""
+"""The variational bound: closed forms, torch's KL divergences, data of known probability."""
 
 import math
 
@@ -27,9 +27,10 @@ EXCESS = [
 
 
 def moments(monkeypatch, v):
-    """One image whose pixels have, with the noise that replaces the random one, the second moments of (x_0, eps).
+    """One image and noise whose pixels have the second moments of (x_0, eps).
 
-    The bound with density and linear denoiser is quadratic in (x_0, eps), so that it equals its expectation.
+    The noise replaces the random one. The bound with density and linear denoiser is quadratic in
+    (x_0, eps), so that it equals its expectation.
     """
     eps = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(1, 1, 2, 2)
     monkeypatch.setattr(bound, "randn", lambda shape, *_: eps.expand(shape))
@@ -71,7 +72,10 @@ def test_best_variance_closes_the_gap(monkeypatch, make, v):
 
 @pytest.mark.parametrize("discrete", [True, False])
 def test_terms_are_the_divergences_of_the_chain(discrete):
-    """Against schedule.posterior and torch's KL, for a denoiser that is wrong and images with the noise they got."""
+    """Against schedule.posterior and torch's KL, for a denoiser that is wrong.
+
+    The images come with the noise that they got.
+    """
     schedule, x0, calls = cosine(12), images(6).double(), []
 
     def denoise(x_t, t):
@@ -128,7 +132,7 @@ def test_strata_cut_all_times_once(schedule):
 
 
 def test_strata_have_equal_shares_of_unit_gaussian_data(monkeypatch):
-    """With 50 strata of 999 terms; only at the low-noise end can a single t be more than a share."""
+    """With 50 strata of 999 terms; only at the low-noise end can one t be more than a share."""
     schedule, x0 = linear(1000), moments(monkeypatch, 1.0)
     whole = variational_bound(gaussian(0.0, 1.0).denoiser(schedule), schedule, x0, discrete=False)
     edges = torch.tensor(bound._strata(schedule, 50)) - 2
@@ -171,7 +175,10 @@ def test_strata_estimate_without_bias(monkeypatch, num):
 
 @pytest.mark.parametrize("levels", [(0, 255), (100, 180), (100, 101)])
 def test_images_of_two_grey_levels_are_bounded_by_their_probability(levels):
-    """log P is log 0.3 and log 0.7; level by level the mean estimate stays below, and not far below on average."""
+    """log P is log 0.3 and log 0.7.
+
+    Level by level the mean estimate stays below, and not far below on average.
+    """
     schedule, data, copies = linear(200), atoms(levels), 500
     x0 = torch.tensor(data.means, dtype=torch.float64).repeat_interleave(copies).view(-1, 1, 1, 1)
     result = variational_bound(

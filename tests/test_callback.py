@@ -1,4 +1,4 @@
-"""Callbacks: the average that is evaluated, the steps that it counts, metrics under it, checkpoints, progress."""
+"""Callbacks: the average that is evaluated, its steps and metrics, checkpoints, progress."""
 
 import csv
 import json

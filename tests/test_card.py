@@ -1,4 +1,4 @@
-"""The card as files and at the loggers: for programs, for a paper, and never at the cost of an earlier one."""
+"""The card as files and at the loggers: for programs, for a paper; earlier ones are kept."""
 
 import json
 import math
@@ -98,10 +98,8 @@ def test_an_earlier_card_is_set_aside(tmp_path):
         "evaluation.md",
     }
     pictures = {path.name for path in tmp_path.glob("*.png")}
-    assert pictures == {
-        "evaluation-bound-1.png",
-        "evaluation-bound-2.png",
-    }  # none is beside the card that has none
+    # none is beside the card that has none
+    assert pictures == {"evaluation-bound-1.png", "evaluation-bound-2.png"}
     assert np.array_equal(np.asarray(Image.open(tmp_path / "evaluation-bound-1.png")), PICTURE)
 
 

@@ -1,4 +1,7 @@
-"""Multiruns on a real Slurm (which SLURM_CONF names) and a real Ray; ``make test-cluster`` starts both."""
+"""Multiruns on a real Slurm (which SLURM_CONF names) and a real Ray.
+
+``make test-cluster`` starts both.
+"""
 
 import json
 import os
@@ -21,27 +24,19 @@ pytestmark = [
 ]
 CPU_RANKS = ("trainer=ddp", "trainer.accelerator=cpu")
 SLURM = ("launcher=slurm", "launcher.poll=1")
-IN_A_NETWORK_OF_ITS_OWN = (
-    "unshare",
-    "-n",
-    "bash",
-    "-c",
-    'ip link set lo up; exec "$@"',
-    "-",
-)  # Ray calls out at start
-RAY = f"{Path(sys.executable).parent}/ray start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
-A_RAY_CLUSTER = (
-    "unshare",
-    "-n",
-    "-p",
-    "-f",
-    "--mount-proc",
-    "--kill-child",
-)  # the end of its first process is its end
+# Ray calls out at start
+IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")
+RAY = (
+    f"{Path(sys.executable).parent}/ray start --head --port=6399 "
+    "--node-ip-address=127.0.0.1 --num-cpus=2"
+)
+# the end of its first process is its end
+A_RAY_CLUSTER = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")
 A_RAY_CLUSTER += (
     "bash",
     "-c",
-    f'ip link set lo up; export RAY_AUTH_MODE=token; {RAY} --include-dashboard=false || exit 1; "$@"; exit $?',
+    f"ip link set lo up; export RAY_AUTH_MODE=token; {RAY} --include-dashboard=false || exit 1; "
+    '"$@"; exit $?',
     "-",
 )
 STUDY = ("sweep=vae_tpe", "sweep.trials=3", "launcher.jobs=2", "network=mlp_autoencoder", *SHORT)
@@ -99,7 +94,7 @@ def wait_for_requeue(handle):
 
 
 def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
-    """Two at a time: one fails, one is cancelled while it runs, one while it waits, the others are done."""
+    """Two at a time: one fails, one is cancelled running, one waiting, the others are done."""
     command = [*words("vae", "plain"), *SLURM, "seed=-1,1,2,3", holding(tmp_path)]
     for seed in (1, 2):
         (tmp_path / f"hold-{seed}").write_text("3")
@@ -125,7 +120,10 @@ def test_a_job_array_with_a_failure_and_cancelled_jobs(drive, tmp_path):
 
 
 def test_a_job_goes_back_into_the_queue_while_its_driver_is_dead(drive, unbroken, tmp_path):
-    """USR1, as Slurm sends before the time limit: the job keeps a checkpoint, is requeued and ends with equal bits."""
+    """USR1, as Slurm sends before the time limit.
+
+    The job keeps a checkpoint, is requeued and ends with equal bits.
+    """
     run_dir = tmp_path / "sweep" / "0-vae-digits"
     command = [*words("vae", "plain"), *SLURM, holding(tmp_path)]
     (tmp_path / "hold-0").write_text("3")
@@ -229,7 +227,7 @@ def test_a_stopped_driver_cancels_its_jobs(drive, tmp_path):
 
 
 def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
-    """Slurm stops the other rank, which is no reason to go back into the queue: it would fail for ever."""
+    """Slurm stops the other rank: no reason to requeue, since it would fail for ever."""
     two = (*CPU_RANKS, "trainer.devices=2", "trainer.num_nodes=1")
     driver = drive(
         *words("vae", "plain"),
@@ -243,7 +241,10 @@ def test_a_rank_that_fails_ends_its_job(drive, tmp_path):
 
 
 def test_jobs_on_ray(drive, unbroken, tmp_path):
-    """One fails. The other is stopped with its driver, goes on with the next, loses its worker, and has equal bits."""
+    """One fails; the other ends with equal bits.
+
+    It is stopped with its driver, goes on with the next, and loses its worker.
+    """
     command = [*words("vae", "plain"), "launcher=ray", "seed=0,-1", holding(tmp_path)]
     (tmp_path / "hold-0").write_text("3")
     driver = drive(*command, before=IN_A_NETWORK_OF_ITS_OWN)

@@ -1,4 +1,4 @@
-"""``python -m src.compare``: what differs, what is pooled, what is best, and what must never be ranked."""
+"""``python -m src.compare``: what differs, is pooled, is best, and must never be ranked."""
 
 import copy
 import csv
@@ -48,7 +48,10 @@ def config():
 
 @pytest.fixture
 def run(config, tmp_path):
-    """Write a run directory: overrides, its seed, final metrics, and what an evaluation said (None: there was none)."""
+    """Write a run directory: overrides, seed, final metrics, and numbers of an evaluation.
+
+    None: there was no evaluation.
+    """
 
     def make(
         name, *words, seed=0, final=None, numbers=None, details=None, context=None, git="1234567890"
@@ -107,10 +110,8 @@ def test_copies_and_what_another_model_brings_are_not_shown(run, tmp_path):
         final={"test/loss": 1.0},
     )
     names = list(compared(tmp_path).choices)
-    assert names == [
-        "model.latent_dim",
-        "network.encoder.channels",
-    ]  # the decoder's are interpolations
+    # the decoder's are interpolations
+    assert names == ["model.latent_dim", "network.encoder.channels"]
     run("c", "schedule=linear", final={"test/loss": 1.0})
     found = compared(tmp_path)
     assert found.choices["model"] == ["vae", "vae", "diffusion"]
@@ -185,17 +186,20 @@ def test_best_follows_the_direction(run, tmp_path):
     [
         (
             -1,
-            "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 bits_per_dim nats_static",
+            "fid_corrected_classifier_360 kid_inception_10k nats_dynamic_iwae_5000 "
+            "bits_per_dim nats_static",
         ),
         (
             1,
-            "precision_classifier_360 recall_x coverage_x inception_score_x sap dci_disentanglement",
+            "precision_classifier_360 recall_x coverage_x inception_score_x sap "
+            "dci_disentanglement",
         ),
         (1, "factor_vae_score beta_vae_score psnr_compressed accuracy log_likelihood"),
         (0, "memorised_classifier_360 density_classifier_10k"),  # an honest model has 0.05 and 1
         (
             0,
-            "loss elbo kl accuracy_of_classifier fid_floor_classifier_10k active_units rate confident_classifier",
+            "loss elbo kl accuracy_of_classifier fid_floor_classifier_10k active_units rate "
+            "confident_classifier",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""Loaders: a step sees a function of (seed, epoch, step, position), whatever the ranks, workers and restarts."""
+"""Loaders: a step sees a function of (seed, epoch, step, position).
+
+Ranks, workers and restarts change nothing.
+"""
 
 from types import SimpleNamespace
 
@@ -132,9 +135,8 @@ def test_static_bits_are_those_of_the_data_and_dynamic_ones_of_the_seed():
         return data.batch(split, range(40)).x
 
     assert torch.equal(bits("static"), bits("static", seed=1))
-    assert not torch.equal(
-        bits("static"), bits("static", split="train")
-    )  # the same images with other uniforms
+    # the same images with other uniforms
+    assert not torch.equal(bits("static"), bits("static", split="train"))
     assert torch.equal(bits("dynamic"), bits("dynamic"))
     assert not torch.equal(bits("dynamic"), bits("dynamic", seed=1))
 

@@ -61,7 +61,7 @@ def hashes(data):
     return [content_hash(image.numpy().tobytes()) for image in images]
 
 
-# ---- small files in the official formats -------------------------------------------------------------------------
+# ---- small files in the official formats
 
 
 def write_idx(path, array):
@@ -137,7 +137,7 @@ def cifar_md5(files, monkeypatch):
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
 
 
-# ---- every YAML --------------------------------------------------------------------------------------------------
+# ---- every YAML
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,7 +191,7 @@ def test_unknown_split_lists_the_known(name):
         load("anywhere", "valid")
 
 
-# ---- base --------------------------------------------------------------------------------------------------------
+# ---- base
 
 
 def test_subset_of_lazy_images_stays_lazy_and_nests(files):
@@ -220,7 +220,7 @@ def test_fixed_splits_never_change():
         fixed_split("few", 6, 3, 3, "train")
 
 
-# ---- digits and torchvision --------------------------------------------------------------------------------------
+# ---- digits and torchvision
 
 
 def test_digits_cover_the_range_and_have_their_sizes():
@@ -332,7 +332,7 @@ def test_cifar_batch_with_a_wrong_checksum_is_named_and_never_unpickled(tmp_path
         cifar10.load(str(tmp_path), "train")
 
 
-# ---- image folder ------------------------------------------------------------------------------------------------
+# ---- image folder
 
 
 def test_flat_folder_has_no_labels_and_uses_every_file_once(tmp_path):
@@ -562,7 +562,7 @@ def test_lazy_images_travel_to_workers(files):
     assert torch.equal(torch.cat(list(batches)), images[[0, 1, 2]])
 
 
-# ---- shapes ------------------------------------------------------------------------------------------------------
+# ---- shapes
 
 
 def centre_of_mass(images):
@@ -598,9 +598,8 @@ def test_factors_regenerate_the_image(sprites):
 def test_one_step_of_x_or_y_moves_the_centre_of_mass_by_one_step(sprites):
     centres = centre_of_mass(sprites["train"].images)
     places = (1 + torch.linspace(-1, 1, 8) * (1 - shapes.RADIUS)) * 16
-    assert (
-        centres - places[sprites["train"].factors[:, 3:]]
-    ).abs().max() < 0.1  # a step is 2.7 pixels
+    # a step is 2.7 pixels
+    assert (centres - places[sprites["train"].factors[:, 3:]]).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("shape", range(3))
@@ -625,7 +624,10 @@ def test_a_quarter_turn_is_the_picture_turned():
 
 
 def test_equal_pictures_share_a_split(sprites):
-    """Turned squares and ellipses repeat (up to rounding): a copy of a training image is never tested on."""
+    """Turned squares and ellipses repeat (up to rounding).
+
+    A copy of a training image is never tested on.
+    """
     coarse = {
         split: {row.tobytes() for row in (data.images[:, 0] >= 128).numpy()}
         for split, data in sprites.items()

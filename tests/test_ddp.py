@@ -1,4 +1,4 @@
-"""Several processes train, sample and judge as one does, whoever starts them; what cannot work is refused."""
+"""Several processes do what one does, whoever starts them; what cannot work is refused."""
 
 import json
 import math
@@ -70,7 +70,10 @@ def numbers(run_dir):
 
 
 def assert_close(run_dir, reference):
-    """Equal to rounding: every weight, every point of every curve, every final number (FID and bits/dim are there)."""
+    """Equal to rounding: every weight, every point of every curve, every final number.
+
+    FID and bits/dim are among them.
+    """
     one, two = read_checkpoint(run_dir), read_checkpoint(reference)
     weights = [content.get("ema") or content["state_dict"] for content in (one, two)]
     assert one["global_step"] == two["global_step"]
@@ -91,7 +94,10 @@ def assert_close(run_dir, reference):
 
 @pytest.mark.parametrize("model", ["vae", *slow(["ae", "ddpm"])])
 def test_two_ranks_equal_one(zygote, unbroken, tmp_path, model):
-    """Training, validation and test; neither 359 validation nor 360 test images in batches of 240 come out even."""
+    """Training, validation and test, with batches that do not come out even.
+
+    There are 359 validation and 360 test images, in batches of 240.
+    """
     place = tmp_path / "run"
     done = ranks(zygote, 2, "train", *words(model, "plain"), f"hydra.run.dir={place}")
     assert [rank.code for rank in done] == [0, 0], done[0].err + done[1].err
@@ -175,7 +181,7 @@ def test_a_rank_that_stands_still_ends_the_others_in_time(zygote, tmp_path, rank
 
 @pytest.mark.slow
 def test_torchrun_with_a_new_run_directory(tmp_path):
-    """Every rank composes the configuration itself, with another time and suffix: one of them counts."""
+    """Every rank composes the configuration, with its own time and suffix: one of them counts."""
     torchrun = [
         sys.executable,
         "-m",
@@ -216,7 +222,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_by_all(zygote, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_with_other_settings_are_refused(zygote, tmp_path):
-    """As where a file or a variable of one node is another: they would wait for each other for ever."""
+    """As where a file or a variable of one node differs: the ranks would wait for ever."""
     command = [*words("vae", "plain"), f"hydra.run.dir={tmp_path}/x"]
     done = ranks(zygote, 2, "train", *command, "seed='${oc.decode:${oc.env:RANK}}'")
     assert [rank.code for rank in done] == [2, 2]
@@ -238,7 +244,10 @@ def test_another_number_of_processes_than_were_started_is_refused(
         monkeypatch.setenv(name, value)
     check_machine(cfg.trainer)
     cfg.trainer.devices, cfg.trainer.num_nodes = devices, nodes
-    advice = "has started 4 processes, 2 on a node; give trainer=ddp trainer.devices=2 trainer.num_nodes=2"
+    advice = (
+        "has started 4 processes, 2 on a node; "
+        "give trainer=ddp trainer.devices=2 trainer.num_nodes=2"
+    )
     with pytest.raises(
         ConfigError, match=f"trainer.devices={1 if devices == 'auto' else devices} .*{advice}"
     ):

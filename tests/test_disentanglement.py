@@ -1,4 +1,4 @@
-"""Disentanglement metrics: perfect, useless and rotated codes, formulas by hand, and scikit-learn as an oracle."""
+"""Disentanglement metrics: perfect, useless and rotated codes, formulas, scikit-learn."""
 
 import re
 
@@ -70,7 +70,7 @@ def test_a_perfect_code_scores_one(codes):
 
 
 def test_sap_of_a_perfect_code_is_limited_by_chance_and_by_thresholds():
-    """Two levels: the best latent is always right and any other half of the time; more levels: no line is enough."""
+    """Two levels: the best latent is right, any other half of the time; more: no line is enough."""
     codes = torch.cat([PERFECT[:, 3:], noise(1)], 1)
     factors = GRID[:, [3, 3]]
     assert scores(codes, factors)["sap"].value == pytest.approx(0.5, abs=0.05)
@@ -133,12 +133,12 @@ def test_mutual_information_by_hand():
 def test_dci_of_an_importance_matrix_by_hand():
     importance = np.array([[1.0, 0.0], [0.0, 0.5], [0.0, 0.5]])
     assert disentanglement(importance) == pytest.approx(1)
-    # the second factor is spread over two of three latents: 1 - log 2 / log 3; each column weighs half
+    # the second factor is spread over two of three latents: 1 - log 2 / log 3;
+    # each column weighs half
     assert completeness(importance) == pytest.approx((1 + 1 - np.log(2) / np.log(3)) / 2)
     mixed = np.array([[0.5, 0.5], [0.5, 0.0], [0.0, 0.0], [0.0, 0.5]])
-    assert disentanglement(mixed) == pytest.approx(
-        0.5
-    )  # rows weigh 1/2, 1/4, 0, 1/4 and score 0, 1, any, 1
+    # rows weigh 1/2, 1/4, 0, 1/4 and score 0, 1, any, 1
+    assert disentanglement(mixed) == pytest.approx(0.5)
     assert completeness(mixed) == pytest.approx(0.5)
     assert disentanglement(np.ones((3, 4))) == pytest.approx(0)
 
@@ -146,22 +146,23 @@ def test_dci_of_an_importance_matrix_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize(("rounds", "depth", "tolerance"), [(10, 2, 1e-9), (100, 3, 0.02)])
 def test_importances_are_those_of_gradient_boosting(monkeypatch, rounds, depth, tolerance):
-    """disentanglement_lib's classifier as oracle; in small nodes it takes equally good splits in random order."""
+    """disentanglement_lib's classifier as oracle.
+
+    In small nodes it takes equally good splits in random order.
+    """
     monkeypatch.setattr("src.metric.gradient_boosting.NUM_ROUNDS", rounds)
     monkeypatch.setattr("src.metric.gradient_boosting.DEPTH", depth)
     mixed = PERFECT @ (torch.eye(NUM_FACTORS, dtype=torch.float64) + 0.4)
-    codes = (
-        torch.cat([mixed + 0.5 * noise(NUM_FACTORS), noise(2, "more")], 1).mul(12).round()
-    )  # < 128 values each
+    # < 128 values each
+    codes = torch.cat([mixed + 0.5 * noise(NUM_FACTORS), noise(2, "more")], 1).mul(12).round()
     train, test = drawn(codes), drawn(codes, 500, "test")
     importance, correct = boosted_importance(train, test)
     models = [
         GradientBoostingClassifier(n_estimators=rounds, max_depth=depth, random_state=0)
         for _ in SIZES
     ]
-    for k, model in enumerate(
-        models
-    ):  # test codes that fall between training values may go the other way
+    # test codes that fall between training values may go the other way
+    for k, model in enumerate(models):
         model.fit(train.codes, train.factors[:, k])
         assert correct[:, k].mean() == pytest.approx(
             model.score(test.codes, test.factors[:, k]), abs=0.02
@@ -206,17 +207,15 @@ def test_batches_share_the_drawn_factor_and_nothing_else():
     same = (levels == levels[:, :1]).all(1)
     assert same[np.arange(len(factor)), factor].all()
     assert same.mean() == pytest.approx(1 / NUM_FACTORS, abs=0.03)  # by chance: 2^-7 and less
-    for k, size in enumerate(
-        SIZES
-    ):  # every level of every factor turns up as often as in the table
+    # every level of every factor turns up as often as in the table
+    for k, size in enumerate(SIZES):
         share = np.bincount(levels[factor != k][..., k].ravel()) / levels[factor != k][..., k].size
         np.testing.assert_allclose(share, 1 / size, atol=0.03)
     which, first, second = table.pairs(1000, 4, generator("pairs"))
     equal = table.factors[first] == table.factors[second]
     assert equal[np.arange(1000), :, which].all()
-    assert (
-        equal.mean() < 0.55
-    )  # a quarter by construction, the rest by chance: (1/3 + 1/4 + 1/5 + 1/2) / 4
+    # a quarter by construction, the rest by chance: (1/3 + 1/4 + 1/5 + 1/2) / 4
+    assert equal.mean() < 0.55
 
 
 def test_a_partial_grid_keeps_the_factor_too():

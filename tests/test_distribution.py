@@ -102,11 +102,8 @@ def test_gaussian_mass_matches_50_digits_in_both_tails(sigma, dtype, allowed):
 
 
 def test_gaussian_mass_of_a_narrow_bin_is_density_times_width():
-    model, output, x = (
-        Gaussian(0.7),
-        0.3 * draw(6, 2, 3, 3),
-        0.9 * images(),
-    )  # inside, where no bin is open
+    # inside, where no bin is open
+    model, output, x = Gaussian(0.7), 0.3 * draw(6, 2, 3, 3), 0.9 * images()
     per_pixel = (model.log_mass(output, x) - model.log_prob(output, x)) / 18
     torch.testing.assert_close(
         per_pixel, torch.full((6,), math.log(2 / 255)).double(), rtol=0, atol=1e-5
@@ -144,9 +141,8 @@ def test_likelihood_contract(likelihood):
     log_prob = model.log_prob(output, x)
     assert log_prob.shape == (6,)
     pixels = [model.log_prob(output[:, :, :, i : i + 1], x[:, :, :, i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(
-        log_prob, sum(pixels)
-    )  # pixels are independent and summed, images are not mixed
+    # pixels are independent and summed, images are not mixed
+    torch.testing.assert_close(log_prob, sum(pixels))
     assert model.mean(output).shape == x.shape
     assert model.mean(100 * output).abs().max() <= 1
     assert isinstance(model.scale, str)

@@ -1,4 +1,7 @@
-"""Bad input: one line with the setting, its value and what is allowed; the right exit code; nothing left behind."""
+"""Bad input: one line with the setting, its value and what is allowed.
+
+The exit code is the right one, and nothing is left behind.
+"""
 
 import os
 import signal

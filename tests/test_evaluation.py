@@ -1,4 +1,4 @@
-"""The metric card of a run: what it holds, what each number says of itself, and that ranks change nothing."""
+"""The metric card of a run: what it holds and says of its numbers; ranks change nothing."""
 
 import json
 import os
@@ -93,11 +93,8 @@ def test_the_card_of_a_diffusion_model(cli, small, trained, cache_dir):  # noqa:
     assert not list(run.glob(".shards*"))
     again = evaluated(cli, run, *words)[1]
     assert numbers(again) == numbers(card)
-    for name in (
-        "evaluation-1.json",
-        "evaluation-1.md",
-        "evaluation-bound-1.png",
-    ):  # the first is not lost
+    # the first is not lost
+    for name in ("evaluation-1.json", "evaluation-1.md", "evaluation-bound-1.png"):
         assert (run / name).exists(), name
     assert numbers(json.loads((run / "evaluation-1.json").read_text())) == numbers(card)
 
@@ -173,7 +170,10 @@ def test_binarised_images_are_marked(cli, small, trained):  # noqa: F811
     )
     _, card = evaluated(cli, grey, "metric=none", "reconstruction=null", output=run / "grey")
     assert "test/psnr" not in card
-    line = "likelihood skipped: Bernoulli is a likelihood of bits only, train with dataset.binarize=dynamic or static"
+    line = (
+        "likelihood skipped: Bernoulli is a likelihood of bits only, "
+        "train with dataset.binarize=dynamic or static"
+    )
     assert line in card["notes"]
 
 

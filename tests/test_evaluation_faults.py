@@ -1,4 +1,4 @@
-"""Evaluations that cannot work, and models, data and places that are broken: a line or a null, never a traceback."""
+"""Evaluations that cannot work, broken models, data, places: a line or null, no traceback."""
 
 import json
 import math
@@ -86,9 +86,8 @@ def test_a_test_split_of_one_image(cli, small, tmp_path):
     _, card = evaluated(
         cli, tmp_path / "run", "features=pixels", "num_samples=null", "score.num_images=null"
     )
-    assert (
-        card["test/fid_pixels_2"] > 0
-    )  # as many as the test split has, but enough for a covariance
+    # as many as the test split has, but enough for a covariance
+    assert card["test/fid_pixels_2"] > 0
     assert card["test/fid_floor_pixels_1"] is None
     reason = card["details"]["test/fid_floor_pixels_1"]["reason"]
     assert reason == "a covariance needs 2 or more images, it got 1"

@@ -126,9 +126,8 @@ def test_large_images_are_averaged_over_blocks():
 
 
 def test_pixels_key_and_misuse():
-    assert (
-        Pixels((1, 8, 8)).key == Pixels([1, 8, 8]).key == Pixels((1, 8, 8), max_size=16).key
-    )  # the same numbers
+    # the same numbers
+    assert Pixels((1, 8, 8)).key == Pixels([1, 8, 8]).key == Pixels((1, 8, 8), max_size=16).key
     assert (
         len({Pixels((1, 8, 8), max_size=size).key for size in (8, 4)} | {Pixels((1, 4, 16)).key})
         == 3
@@ -197,10 +196,8 @@ def test_training_is_a_function_of_the_data_and_leaves_global_state_alone():
     first = quick()
     torch.manual_seed(3)
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    with (
-        torch.inference_mode(),
-        torch.autocast("cpu", dtype=torch.bfloat16),
-    ):  # as inside a validation
+    # as inside a validation
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         second = quick()
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_num_threads() == threads

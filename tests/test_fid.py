@@ -1,4 +1,4 @@
-"""FID with correction, error and floor: simulations whose truth is known, and derivatives by finite differences."""
+"""FID with correction, error and floor: simulations of known truth, finite differences."""
 
 import pytest
 import torch
@@ -14,7 +14,10 @@ DEVIATIONS = torch.logspace(0, -0.5, 16, dtype=torch.float64)
 
 
 def repeated(scale, shift, num_real, num_fake, repeats):
-    """fid and fid_corrected (repeats, 2) and errors of independent sets: N(0, diag) and scale * N(0, diag) + shift."""
+    """fid and fid_corrected (repeats, 2) and errors of independent sets.
+
+    They are drawn from N(0, diag) and scale * N(0, diag) + shift.
+    """
     random = generator("fid", scale, shift)
 
     def draw(num):
@@ -49,7 +52,10 @@ def test_correction_holds_down_to_four_images_per_feature():
 
 @pytest.mark.parametrize("scale", [0.8, 1.5])
 def test_correction_holds_where_the_distributions_differ(scale):
-    """One that took the real images' covariance for both would remove 30 % too much, or too little."""
+    """One that took the real images' covariance for both would be wrong.
+
+    It would remove 30 % too much, or too little.
+    """
     values, _ = repeated(scale, 0.0, num_real=4000, num_fake=100, repeats=200)
     raw, corrected = (values.double().mean(0) - true_distance(scale, 0.0)).tolist()
     assert abs(corrected) < 0.15 * raw  # standard error 3 to 5 %
@@ -70,7 +76,7 @@ def test_error_is_sound_with_no_more_images_than_features():
 
 
 def test_error_uses_the_derivative_of_the_distance():
-    """J by finite differences of the weighted moments, for unequal Gaussians that do not commute."""
+    """J by finite differences of weighted moments, for unequal Gaussians that do not commute."""
     random = generator("influence")
     x = torch.randn(200, 3, generator=random, dtype=torch.float64)
     y = (
@@ -102,9 +108,8 @@ def test_error_uses_the_derivative_of_the_distance():
     _, second_order = covariance_part(coupling(a, b)[0], 200, 150)
     second_order += 2 * float((a.cov / 200 + b.cov / 150).square().sum())
     _, error = bias_and_error(Reference(x), Reference(y), *coupling(a, b))
-    assert error**2 == pytest.approx(
-        first_order - second_order, rel=0.03
-    )  # weights count n, the covariance n - 1
+    # weights count n, the covariance n - 1
+    assert error**2 == pytest.approx(first_order - second_order, rel=0.03)
 
 
 def test_corrected_needs_four_images_per_feature_on_both_sides():

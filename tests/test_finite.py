@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: found at their step, recorded, never trained on, never saved."""
+"""Losses and gradients that are not finite: found at their step, never trained on or saved."""
 
 import json
 import re

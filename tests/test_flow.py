@@ -1,4 +1,4 @@
-"""The probability-flow likelihood: exact densities of Gaussians and mixtures, and images whose probability is known."""
+"""The probability-flow likelihood: Gaussians, mixtures, and images of known probability."""
 
 import math
 from itertools import pairwise
@@ -26,7 +26,10 @@ def exact(data, schedule, x):
 
 
 def errors(data, schedule, num_steps, num=41):
-    """Errors of log p_1 at quantiles of x_1, in nats; one pixel, where the divergence is exact whatever the probe."""
+    """Errors of log p_1 at quantiles of x_1, in nats.
+
+    One pixel, where the divergence is exact whatever the probe.
+    """
     x = data.sample(schedule, 1, num)
     result = flow_log_density(
         data.denoiser(schedule), schedule, x, num_steps=num_steps, generator=seeded()
@@ -67,7 +70,7 @@ def test_standard_normal_data_stay_where_they_are(make):
     ],
 )
 def test_convergence_is_of_second_order(make, data):
-    """T is large, so that rounding the times to integers does not show; linear ends with a trace of the mean."""
+    """T is large: rounding of the times does not show; linear ends with a trace of the mean."""
     schedule = make(100_000)
     found = [errors(data, schedule, n).abs().max().item() for n in (20, 40, 80)]
     assert [math.log2(a / b) for a, b in pairwise(found)] == pytest.approx([2, 2], abs=0.2)
@@ -75,7 +78,7 @@ def test_convergence_is_of_second_order(make, data):
 
 @BOTH
 def test_divergence_of_dependent_pixels_is_unbiased(make):
-    """Four pixels with a full covariance: the probes' average, image by image, is the exact density."""
+    """Four pixels with a full covariance: the probes' average is the exact density per image."""
     schedule, copies = make(1000), 400
     root = torch.randn(4, 4, generator=seeded(1), dtype=torch.float64) / 2
     cov = root @ root.T + 0.05 * torch.eye(4)
@@ -85,9 +88,8 @@ def test_divergence_of_dependent_pixels_is_unbiased(make):
 
     def denoise(x_t, t):
         t = int(t[0])
-        gain = schedule.alpha_bar[t].sqrt() * torch.linalg.solve(
-            marginal(t), cov
-        )  # both are functions of cov
+        # both are functions of cov
+        gain = schedule.alpha_bar[t].sqrt() * torch.linalg.solve(marginal(t), cov)
         return (x_t.flatten(1) @ gain).view_as(x_t)
 
     x = torch.linalg.cholesky(marginal(1)) @ torch.randn(
@@ -109,7 +111,10 @@ def test_divergence_of_dependent_pixels_is_unbiased(make):
 
 @pytest.mark.parametrize("levels", [(0, 255), (100, 180), (0, 128)])
 def test_dequantised_bound_of_two_distant_levels(levels):
-    """x_1 tells the level, so that p_1 / q(x_1 | x_0) is the level's weight and the bound costs P(x_0 | x_1) alone."""
+    """x_1 tells the level, so that p_1 / q(x_1 | x_0) is the level's weight.
+
+    The bound costs P(x_0 | x_1) alone.
+    """
     schedule, data, copies = linear(1000), atoms(levels), 100
     x0 = torch.tensor(data.means, dtype=torch.float64).repeat_interleave(copies).view(-1, 1, 1, 1)
     found = flow_bound(

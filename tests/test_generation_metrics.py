@@ -1,4 +1,4 @@
-"""Inception score, and all measures together: whatever the samples are, every name has a number or a reason."""
+"""Inception score, and all measures together: every name has a number or a reason."""
 
 import math
 
@@ -49,9 +49,8 @@ def test_inception_score_between_its_bounds():
     sure = torch.eye(10).repeat(20, 1)  # zeros: 0 log 0
     assert inception_score(sure, 2)[0] == pytest.approx(10)
     assert inception_score(torch.full((50, 10), 0.1), 5) == pytest.approx((1, 0), abs=1e-12)
-    assert inception_score(sure[:1].expand(50, -1), 5) == pytest.approx(
-        (1, 0), abs=1e-12
-    )  # sure of one class alone
+    # sure of one class alone
+    assert inception_score(sure[:1].expand(50, -1), 5) == pytest.approx((1, 0), abs=1e-12)
 
 
 def test_inception_score_does_not_depend_on_a_sorting_by_class():
@@ -69,10 +68,8 @@ def test_confident_is_the_share_above_the_threshold():
     )
     given = Samples(Reference(draws("real", 9)), draws("fake", 4), None, probabilities)
     found = InceptionScore(num_splits=1)(given)
-    assert (found["confident"].value, found["confident"].error) == (
-        0.5,
-        5**0.5 / 10,
-    )  # sqrt(4 / 4 + 1 / 4) / 5
+    # sqrt(4 / 4 + 1 / 4) / 5
+    assert (found["confident"].value, found["confident"].error) == (0.5, 5**0.5 / 10)
     assert found["inception_score"].error is None
     assert InceptionScore(num_splits=1, threshold=0.5)(given)["confident"].value == 1
 

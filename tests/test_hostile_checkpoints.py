@@ -1,4 +1,4 @@
-"""Hostile checkpoint files: every command refuses them in one line with exit code 4; nothing in them runs."""
+"""Hostile checkpoint files: refused in one line with exit code 4; nothing in them runs."""
 
 import copy
 import io
@@ -55,7 +55,10 @@ def content(written):
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """A file that must not appear; ``EVIL`` is importable, also for other processes, and would write it."""
+    """A file that must not appear.
+
+    ``EVIL`` is importable, also for other processes, and would write it.
+    """
     marker = tmp_path / "marker"
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / f"{EVIL}.py").write_text(
@@ -202,7 +205,10 @@ def test_a_changed_byte_never_gives_another_kind_of_error(content, tmp_path):
 
 
 def test_lightning_builds_nothing_from_strings(content, tmp_path, marker):
-    """``_instantiator`` and ``_class_path`` ran code before Lightning 2.6.6; we read no hyper-parameters at all."""
+    """``_instantiator`` and ``_class_path`` ran code before Lightning 2.6.6.
+
+    We read no hyper-parameters at all.
+    """
     hidden = {"_instantiator": f"{EVIL}.run", "_class_path": f"{EVIL}.X"}
     torch.save(
         content | {"hyper_parameters": hidden, "hparams_name": "kwargs"}, tmp_path / "it.ckpt"

@@ -1,4 +1,4 @@
-"""Signals: the state of the last step is kept, the exit code tells, and the run goes on as if nothing had been."""
+"""Signals: the last step is kept, the exit code tells, and the run goes on as if unbroken."""
 
 import os
 import signal
@@ -13,7 +13,8 @@ from src.config.output import Patient
 from src.errors import ConfigError, Interrupted
 from src.training.interruption import Interruption
 
-STOPS = [  # (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
+# (model, variant), (after so many steps, where, signal), exit code, step of the checkpoint
+STOPS = [
     (("vae", "plain"), (3, "before_step", "usr1"), 143, 4),
     (("ddpm", "plain"), (3, "batch_start", "term"), 143, 4),
     (("vae", "plain"), (3, "batch_end", "int"), 130, 3),
@@ -166,7 +167,10 @@ def pending(pid, signum):
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_with_workers(zygote, unbroken, tmp_path):
-    """Ctrl-C, ``timeout`` and ``scancel`` signal the data workers as well, which must not mistake it for theirs."""
+    """Ctrl-C, ``timeout`` and ``scancel`` signal the data workers as well.
+
+    They must not mistake it for theirs.
+    """
     command = [
         *words("vae", "plain"),
         "dataset.num_workers=2",
@@ -206,9 +210,8 @@ def test_a_reader_that_leaves_ends_nothing():
 
 
 def test_a_caller_in_python_gets_its_handlers_back():
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a process of the suite has none
+    # a process of the suite has none
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         own = Interruption()
         with pytest.raises(Interrupted), own.listening():

@@ -1,4 +1,4 @@
-"""The kernel distance against the definition, torch-fidelity and its own spread over repetitions."""
+"""The kernel distance against the definition, torch-fidelity and its spread when repeated."""
 
 import pytest
 import torch
@@ -106,9 +106,8 @@ def test_unbiased_and_error_is_the_spread_over_repetitions(scale, shift, n, m):
     truth, sd = true_distance(scale, shift, 8), float(value.std())
     assert abs(float(value.mean()) - truth) < 4 * sd / num**0.5
     assert float(error.mean()) == pytest.approx(sd, rel=0.2)  # standard error of an sd 4.5 %
-    assert (
-        float(((value - truth).abs() < 2 * error).double().mean()) > 0.9
-    )  # 0.95 where it is normal
+    # 0.95 where it is normal
+    assert float(((value - truth).abs() < 2 * error).double().mean()) > 0.9
 
 
 def test_two_constant_images():
@@ -121,9 +120,8 @@ def test_measure_says_what_it_used():
     real = torch.arange(40.0)[:, None] * torch.ones(3) / 40
     fake = draws("fake", 30, dim=3)
     found = Kid(max_images=10)(Samples(Reference(real), fake))["kid"]
-    assert (found.value, found.error) == kernel_distance(
-        real[::4], fake[:10]
-    )  # a data set may be sorted
+    # a data set may be sorted
+    assert (found.value, found.error) == kernel_distance(real[::4], fake[:10])
     assert found.context == {"n_real": 10, "n_fake": 10, "kernel": "(x.y / d + 1)^3"}
     assert type(found.value) is float
     few = Kid()(Samples(Reference(real), fake))["kid"]

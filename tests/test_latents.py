@@ -18,7 +18,10 @@ NUM = 20_000
 
 
 def linear_gaussian(*noise_variances, num=NUM):
-    """Exact posteriors of z ~ N(0, 1) seen through x_i = z_i + noise: mean x / (1 + s), variance s / (1 + s)."""
+    """Exact posteriors of z ~ N(0, 1) seen through x_i = z_i + noise.
+
+    mean x / (1 + s), variance s / (1 + s)
+    """
     s = torch.tensor(noise_variances, dtype=torch.float64)
     z, noise = randn((2, num, len(s)), generator("test_latents"), dtype=torch.float64)
     mean = (z + s.sqrt() * noise) / (1 + s)
@@ -66,8 +69,10 @@ def test_one_image_by_hand():
 
 
 def test_kl_standard_error_is_that_of_repeated_draws():
-    values = [latent_quality(*(half[start : start + 200] for half in linear_gaussian(0.1, 1.0)))["kl"]
-              for start in range(0, NUM, 200)]  # fmt: skip
+    values = [
+        latent_quality(*(half[start : start + 200] for half in linear_gaussian(0.1, 1.0)))["kl"]
+        for start in range(0, NUM, 200)
+    ]
     spread = torch.tensor([value.value for value in values]).std().item()
     assert sum(value.error for value in values) / len(values) == pytest.approx(spread, rel=0.25)
 
@@ -76,9 +81,8 @@ def test_a_unit_is_active_when_its_mean_varies_by_more_than_a_hundredth():
     """Burda et al. count the variance of the mean, whatever the posterior's own variance is."""
     alternating = torch.tensor([-1.0, 1.0]).repeat(5000)[:, None]
     mean = alternating * torch.tensor([1.0, 0.0101, 0.0099]).sqrt() + torch.tensor([0.0, 5.0, 5.0])
-    mean[:, 1:] = (
-        alternating * torch.tensor([0.0101, 0.0099]).sqrt() + 5
-    )  # an offset is no activity
+    # an offset is no activity
+    mean[:, 1:] = alternating * torch.tensor([0.0101, 0.0099]).sqrt() + 5
     assert active_units(mean).tolist() == [True, True, False]
 
 

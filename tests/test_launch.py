@@ -1,4 +1,4 @@
-"""Multiruns: every job a process of its own, whatever happens to it, to the others or to the driver."""
+"""Multiruns: every job is a process of its own, whatever happens to any of them."""
 
 import csv
 import os
@@ -77,7 +77,10 @@ def test_twenty_jobs_of_which_three_fail(cli, sweep):
     words = ["-m", "model=vae", "seed=range(0,20)", f"hydra.sweep.dir={sweep}", "launcher.jobs=4"]
     done = cli("train", *words)
     assert done.code == 8, "the first that failed was killed"
-    said = f"error: job 0 failed: killed by SIGKILL: this is the job of seed 0 (3 of 20 jobs not done); see {sweep}"
+    said = (
+        "error: job 0 failed: killed by SIGKILL: this is the job of seed 0 "
+        f"(3 of 20 jobs not done); see {sweep}"
+    )
     assert done.err == f"{said}/jobs.csv\n"
     rows = list(csv.DictReader((sweep / "jobs.csv").read_text().splitlines()))
     assert [int(row["job"]) for row in rows] == list(range(20))
@@ -272,7 +275,10 @@ echo $number
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Commands of a Slurm that fails as one wishes, which the real one of test_cluster.py does not; and three jobs."""
+    """Commands of a Slurm that fails as one wishes, and three jobs.
+
+    The real one of test_cluster.py does not fail so.
+    """
     place = tmp_path / "bin"
     place.mkdir()
     for name, text in {
@@ -460,9 +466,10 @@ def test_two_drivers_of_slurm_share_the_jobs(drive, slurm, tmp_path):
         )
     )
     before = len(calls(slurm, "squeue"))
+    # who has not submitted by then does not do it
     wait_until(
         lambda: all(calls(slurm, "squeue")[before:].count(str(driver.pid)) > 3 for driver in two)
-    )  # who has not submitted by then does not do it
+    )
     assert len(calls(slurm, "sbatch")) == 1
     assert {job["starts"] for job in recorded(tmp_path / "sweep")} == {1}
     for driver in two:

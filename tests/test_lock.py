@@ -1,4 +1,4 @@
-"""Run directories: one live run in each, whatever their names, and only where something can be written."""
+"""Run directories: one live run in each, and only where something can be written."""
 
 import json
 import logging
@@ -93,7 +93,10 @@ def test_another_process_of_the_same_number_is_not_the_owner(tmp_path, caplog):
 
 
 def test_an_earlier_attempt_of_the_same_job_elsewhere_is_dead(tmp_path, monkeypatch, caplog):
-    """Slurm requeues a job on another node: the lock of its first node is no obstacle, that of another job is."""
+    """Slurm requeues a job on another node.
+
+    The lock of its first node is no obstacle, that of another job is.
+    """
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with locked(tmp_path):

@@ -1,4 +1,7 @@
-"""W&B never stops a run and holds each of its steps once, whatever happens to the server, to W&B and to the run."""
+"""W&B never stops a run and holds each of its steps once.
+
+Whatever happens to the server, to W&B and to the run.
+"""
 
 import json
 import os
@@ -34,7 +37,8 @@ import src.train
 from src.training.module import GenerativeModule as Module
 src.logger.wandb_logger.TIMEOUT = 600
 def hang(module, *_):
-    if module.trainer.global_step == {step} and not module.trainer.sanity_checking and module.trainer.{stage}:
+    if module.trainer.global_step == {step} and \
+not module.trainer.sanity_checking and module.trainer.{stage}:
         pathlib.Path({mark!r}).touch()
         time.sleep(600)
 Module.on_train_batch_end = Module.on_validation_batch_start = hang
@@ -168,7 +172,10 @@ def uploaded(*places):
 
 @pytest.mark.slow
 def test_a_killed_offline_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path):
-    """Killed between two checkpoints; its W&B file holds all that was logged, or, not flushed yet, nothing."""
+    """Killed between two checkpoints; its W&B file holds all that was logged.
+
+    Or nothing, where it was not flushed yet.
+    """
     run_dir, copy = tmp_path / f"größe = 1, {'lang' * 30}" / ("läuft " * 12), tmp_path / "copy"
     kill(words, run_dir, lambda: len(rows_of(*files_of(run_dir))) >= 8, step=11, stage="training")
     shutil.copytree(run_dir, copy, symlinks=True)
@@ -214,7 +221,7 @@ def test_a_killed_online_run_goes_on_in_the_same_wandb_run(cli, words, tmp_path,
 
 @pytest.mark.slow
 def test_a_server_that_fails_in_mid_run(cli, words, tmp_path, online, monkeypatch):
-    """The run ends well and in time; what it prints brings everything to a server that has nothing of it."""
+    """The run ends well and in time; what it prints brings everything to an empty server."""
 
     def fail(module, *_):
         if module.trainer.global_step == 6:
@@ -259,9 +266,8 @@ def test_a_closed_port(tmp_path, online, caplog):
     logger = wandb_run.wandb_logger(str(tmp_path), "x")
     assert "logging offline; upload what it holds with `wandb sync" in caplog.text
     logger.log_metrics({"a": 1.5}, step=3)
-    logger.log_image(
-        "picture", [np.zeros((2, 2, 3), dtype=np.uint8)], step=4
-    )  # after 4 steps: of the row of step 3
+    # after 4 steps: of the row of step 3
+    logger.log_image("picture", [np.zeros((2, 2, 3), dtype=np.uint8)], step=4)
     logger.finalize("success")
     wandb_run.close_wandb()
     (row,) = rows_of(files_of(tmp_path)[0])

@@ -1,4 +1,4 @@
-"""Two ranks (gloo, CPU): a signal to any one stops both, a lost one ends the job, and the state goes on anywhere."""
+"""Two ranks (gloo, CPU): a signal to one stops both, a lost one ends the job; it can go on."""
 
 import pytest
 from runs import fault, latest

@@ -1,4 +1,4 @@
-"""A machine that gives out: disk, memory, data workers. The error says so, and what was saved stays good."""
+"""A machine that gives out: disk, memory, data workers. What was saved stays good."""
 
 import subprocess
 

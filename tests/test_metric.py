@@ -1,4 +1,4 @@
-"""The Fréchet distance against closed forms and independent implementations, and its moments against the data's."""
+"""The Fréchet distance: closed forms, independent implementations; moments of the data."""
 
 import math
 
@@ -34,7 +34,10 @@ def between(real, fake):
 
 
 def exact(real, fake):
-    """Oracle from the data, right for any rank: tr (S_1 S_2)^(1/2) is the nuclear norm of their product."""
+    """Oracle from the data, right for any rank.
+
+    tr (S_1 S_2)^(1/2) is the nuclear norm of their product.
+    """
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (real, fake))
     traces = a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
     return (real.mean(0) - fake.mean(0)).square().sum() + traces
@@ -158,9 +161,8 @@ def test_bias_of_a_finite_sample_is_predicted():
 def test_bias_ignores_directions_without_variance_and_rotations():
     values = torch.tensor([2.0, 0.5, 0, 0], dtype=torch.float64)
     rotation, _ = torch.linalg.qr(features("rotation", 4, dim=4))
-    pairs = (
-        2 / 4 + 0.5 / 4 + 2 * (2 * 0.5 / (2 * 2.5))
-    )  # sum_ij l_i l_j / (2 (l_i + l_j)) over the two that are left
+    # sum_ij l_i l_j / (2 (l_i + l_j)) over the two that are left
+    pairs = 2 / 4 + 0.5 / 4 + 2 * (2 * 0.5 / (2 * 2.5))
     expected = (1 / 50 + 1 / 10) * (1.25 * 2.5 + pairs)
     for cov in (values.diag(), rotation * values @ rotation.T, values[:2].diag()):
         assert expected_bias(cov, 50, 10) == pytest.approx(expected, rel=1e-12)

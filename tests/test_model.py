@@ -1,4 +1,4 @@
-"""Models: the ELBO against the exact log-likelihood of a linear model, and what every model must be able to do."""
+"""Models: the ELBO against the exact likelihood of a linear model, and what all must do."""
 
 from functools import partial
 
@@ -186,7 +186,7 @@ def test_beta_follows_the_step_in_training_and_is_final_in_validation():
 
 
 def test_free_bits_penalise_only_what_is_above_them():
-    """Latents of 0.1 and 2 nats with 0.5 free: the penalty is 0.5 + 2 and has no gradient in the first."""
+    """Latents of 0.1 and 2 nats, 0.5 free: the penalty is 0.5 + 2, no gradient in the first."""
     mean = torch.tensor([0.2, 4.0]).double().sqrt()  # KL = mean^2 / 2 for unit variance
     model, _ = linear_vae()
     model.free_bits = 0.5

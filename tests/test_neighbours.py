@@ -1,4 +1,4 @@
-"""Neighbour metrics against brute force, torch-fidelity, closed expectations, and sets whose answer is evident."""
+"""Neighbour metrics against brute force, torch-fidelity, expectations and evident answers."""
 
 import math
 
@@ -67,7 +67,7 @@ def test_precision_and_recall_equal_torch_fidelity(k):
 
 
 def test_which_side_is_which():
-    """Fakes that are good but alike: all of them inside the real images, most real images not covered by them."""
+    """Fakes that are good but alike: all inside the real images, of which they cover few."""
     real = torch.arange(100.0)[:, None]
     good_but_alike = 50 + torch.linspace(-1, 1, 20)[:, None]
     found = scores(real, good_but_alike)
@@ -81,7 +81,7 @@ def test_which_side_is_which():
 
 
 def test_collapsed_generator():
-    """All fakes are one image that is no real one: their balls are points, in however many dimensions."""
+    """All fakes are one image that is no real one: their balls are points in any dimension."""
     for scale in (1, 1e4):
         real = draws("real", 200, dim=64) * scale + 3
         one = real.mean(dim=0).expand(50, -1) + 0.1
@@ -97,12 +97,8 @@ def test_collapsed_generator():
 def test_copies_count_as_ties(offset):
     real = draws("copies", 150, dim=32).double() + offset
     found = scores(real, real, k=4)
-    assert found == {
-        "precision": 1,
-        "recall": 1,
-        "density": 5 / 4,
-        "coverage": 1,
-    }  # k neighbours and the image itself
+    # k neighbours and the image itself
+    assert found == {"precision": 1, "recall": 1, "density": 5 / 4, "coverage": 1}
     doubled = torch.cat([real, real])
     assert scores(doubled, real, k=1)["coverage"] == 1  # balls of radius 0
     assert scores(doubled, real + 1e-3, k=1) == {
@@ -114,7 +110,10 @@ def test_copies_count_as_ties(offset):
 
 
 def test_expectations_for_equal_distributions():
-    """E density = 1 and E coverage = 1 - prod (N - i) / (N + M - i), whatever the distribution (Naeem et al. 2020)."""
+    """E density = 1 and E coverage = 1 - prod (N - i) / (N + M - i), for any distribution.
+
+    Naeem et al. 2020.
+    """
     random, k = generator("equal"), 3
     for n, m in ((200, 200), (200, 60)):
         sets = [torch.randn(n + m, 4, generator=random).exp() for _ in range(120)]
@@ -137,9 +136,8 @@ def test_errors_are_the_spread_over_generated_images():
     ]
     for name in ("precision", "density"):
         values, errors = torch.tensor([each[name] for each in repeats]).T
-        assert float(errors.mean()) == pytest.approx(
-            float(values.std()), rel=0.2
-        )  # standard error of an sd 6 %
+        # standard error of an sd 6 %
+        assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2)
     assert repeats[0]["recall"][1] is None
     assert repeats[0]["coverage"][1] is None
 

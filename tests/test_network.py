@@ -243,7 +243,8 @@ def test_mlp_autoencoder(activation):
     [
         (
             (3, 30, 30),
-            r"shape=\(3, 30, 30\): image size 30x30 is not divisible by 8 \(3 down-samplings\): use 24x24 or 32x32",
+            r"shape=\(3, 30, 30\): image size 30x30 is not divisible by 8 \(3 down-samplings\): "
+            "use 24x24 or 32x32",
         ),
         ((1, 32, 20), "use 32x16 or 32x24, or fewer channel_mult levels"),
         ((1, 6, 6), "use 8x8, or fewer"),

@@ -1,4 +1,4 @@
-"""``trainer=debug``: the same run, cut short, that says whether everything works and how long all of it would take."""
+"""``trainer=debug``: the same run, cut short, that says what works and how long all takes."""
 
 import json
 
@@ -40,9 +40,8 @@ def test_a_rehearsal_does_everything_and_tells_what_the_whole_would_need(rehears
     assert told["parameters"] == f"{metrics['parameters']:,}"
     assert told["memory"].endswith("GiB at most")
     assert " images/s, " in told["speed"]
-    assert told["real"].startswith(
-        "run    3000 steps, "
-    )  # the recipe's length, not that of the rehearsal
+    # the recipe's length, not that of the rehearsal
+    assert told["real"].startswith("run    3000 steps, ")
     assert told["checkpoint"] == "read back, the same weights"
     assert told["monitored"] == "val/loss"
 

@@ -1,4 +1,4 @@
-"""Pretrained networks: files are checked before they are opened, and the networks are the published ones."""
+"""Pretrained networks: files are checked before they are opened; the networks are as published."""
 
 import hashlib
 import io
@@ -65,7 +65,7 @@ def small_variants():
 
 
 class Untrained(FeatureExtractorInceptionV3):
-    """The structure with its random initial weights: the published ones are not at hand in a test."""
+    """The structure with random initial weights: the published ones are not at hand."""
 
     def load_state_dict(self, *_):
         return None
@@ -290,11 +290,8 @@ def test_a_dinov2_block_is_torchs_encoder_layer():
     state, first, second = block.state_dict(), block.ls1["gamma"].data, block.ls2["gamma"].data
     renamed = {
         "self_attn.in_proj_": (state, "attn.qkv.", 1),
-        "self_attn.out_proj.": (
-            state,
-            "attn.proj.",
-            first,
-        ),  # LayerScale is a factor of the last linear layer
+        # LayerScale is a factor of the last linear layer
+        "self_attn.out_proj.": (state, "attn.proj.", first),
         "linear1.": (state, "mlp.fc1.", 1),
         "linear2.": (state, "mlp.fc2.", second),
         "norm1.": (state, "norm1.", 1),
@@ -311,7 +308,10 @@ def test_a_dinov2_block_is_torchs_encoder_layer():
 
 
 def cubic(places, num):
-    """Weights (len(places), num) of a cubic convolution (Keys 1981, a = -0.75), the border repeated."""
+    """Weights (len(places), num) of a cubic convolution (Keys 1981, a = -0.75).
+
+    The border is repeated.
+    """
     weights = torch.zeros(len(places), num)
     for row, place in enumerate(places):
         for tap in range(math.floor(place) - 1, math.floor(place) + 3):
@@ -326,9 +326,8 @@ def test_dinov2_positions_are_read_at_the_published_places():
     positions = network._positions(16)[0]
     assert positions.shape == (257, 32)
     assert torch.equal(positions[0], network.pos_embed[0, 0])
-    filters = cubic(
-        [(j + 0.5) * 37 / 16.1 - 0.5 for j in range(16)], 37
-    )  # 16.1: the published offset
+    # 16.1: the published offset
+    filters = cubic([(j + 0.5) * 37 / 16.1 - 0.5 for j in range(16)], 37)
     expected = torch.einsum(
         "ab,cd,bdw->acw", filters, filters, network.pos_embed[0, 1:].unflatten(0, (37, 37))
     )
@@ -356,7 +355,7 @@ def test_clip_is_torch_fidelitys_where_nothing_is_resized(files, tmp_path, monke
 
 
 def test_networks_have_the_published_size(small_variants):
-    """Sizes in millions: of the weight files (DINOv2), of open_clip's table of image encoders (CLIP)."""
+    """Sizes in millions: of DINOv2's weight files, of open_clip's table of image encoders."""
 
     def millions(network):
         return round(sum(math.prod(parameter.shape) for parameter in network.parameters()) / 1e6, 2)

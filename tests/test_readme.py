@@ -23,7 +23,7 @@ COMMANDS = [
 
 @pytest.fixture
 def places(tmp_path):
-    """What the README's placeholders stand for: a folder of pictures, and MNIST files that spare the download."""
+    """The README's placeholders: a folder of pictures, and MNIST files that spare the download."""
     (tmp_path / "PICTURES").mkdir()
     noise = np.random.default_rng(0)
     for i in range(200):

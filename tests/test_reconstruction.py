@@ -1,4 +1,4 @@
-"""Reconstruction quality against closed forms and independent formulas, and its place on the card."""
+"""Reconstruction quality: closed forms, independent formulas, its place on the card."""
 
 import math
 

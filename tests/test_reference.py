@@ -1,4 +1,4 @@
-"""Features of real images: computed once for the same data, never stale, never from a damaged file."""
+"""Features of real images: computed once for the same data, never stale or from damaged files."""
 
 import numpy as np
 import pytest

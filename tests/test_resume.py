@@ -1,4 +1,4 @@
-"""Exact resume: a run that is killed anywhere and started again ends with the same bits as one that never was."""
+"""Exact resume: a run that is killed and started again ends with the bits of one that never was."""
 
 import signal
 
@@ -60,7 +60,7 @@ def test_killed_again_and_again(zygote, unbroken, tmp_path):
 
 @pytest.mark.slow
 def test_going_on_in_another_directory(zygote, unbroken, tmp_path):
-    """``ckpt_path`` leaves the first run as it is; the second one has its history and its best checkpoint."""
+    """``ckpt_path`` leaves the first run alone; the second has its history and best checkpoint."""
     first, second = tmp_path / "first", tmp_path / "second"
     command = words("vae", "plain")
     assert (

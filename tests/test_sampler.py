@@ -1,4 +1,4 @@
-"""Samplers with exact denoisers, for every conf/sampler: closed forms, distributions, convergence orders, diffusers."""
+"""Samplers with exact denoisers, for every conf/sampler: closed forms, orders, diffusers."""
 
 import math
 from functools import partial
@@ -35,18 +35,18 @@ def run(sampler, data, schedule, num=NUM, **settings):
 
 
 def closed_form(schedule, times, noise):
-    """Mean and standard deviation of the samples of Gaussian data: the recursion of an affine chain, in Python floats.
+    """Mean and standard deviation of the samples of Gaussian data.
 
-    noise: (a, b) -> variance that the step from alpha_bar a to b adds, and the coefficient of eps-hat in it.
+    The recursion of an affine chain, in Python floats. noise: (a, b) -> variance that the step from
+    alpha_bar a to b adds, and the coefficient of eps-hat in it.
     """
     a = float(schedule.alpha_bar[times[0]])
     mean, variance = a**0.5 * MEAN, a * VARIANCE + 1 - a
     for t, s in pairwise(times):
         a, b = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[s])
         added, of_eps = noise(a, b)
-        shrink = (
-            VARIANCE * a**0.5 / (VARIANCE * a + 1 - a)
-        )  # x0-hat = MEAN + shrink (x_t - sqrt(a) MEAN)
+        # x0-hat = MEAN + shrink (x_t - sqrt(a) MEAN)
+        shrink = VARIANCE * a**0.5 / (VARIANCE * a + 1 - a)
         slope = b**0.5 * shrink + of_eps * (1 - a**0.5 * shrink) / (1 - a) ** 0.5
         mean = b**0.5 * MEAN + slope * (mean - a**0.5 * MEAN)
         variance = slope**2 * variance + added
@@ -98,9 +98,8 @@ def test_ddim_matches_the_closed_form_to_rounding(schedule):
     )
     start_mean = process.alpha_bar[-1].sqrt() * MEAN
     start_std = (process.alpha_bar[-1] * VARIANCE + 1 - process.alpha_bar[-1]).sqrt()
-    x = ddim(
-        exact, process, start_mean + start_std * x, num_steps=20
-    ).flatten()  # an affine map of its start
+    # an affine map of its start
+    x = ddim(exact, process, start_mean + start_std * x, num_steps=20).flatten()
     torch.testing.assert_close(x[0].item(), mean, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close((x[1] - x[0]).item(), std, rtol=1e-9, atol=0)
 
@@ -245,7 +244,7 @@ def test_dpm_solver_matches_diffusers(num_steps):
 @pytest.mark.parametrize("num_steps", [5, 50])
 @options("sampler")
 def test_noise_prediction_of_the_cosine_schedule_stays_finite_when_clipped(sampler, num_steps):
-    """1 / signal_T is 20,291: a wrong eps there is an x0 of tens of thousands, unless it is clipped."""
+    """1 / signal_T is 20,291: a wrong eps there is a huge x0, unless it is clipped."""
     process, shape = cosine(), (4, 1, 8, 8)
     assert math.isclose(1 / process.alpha_bar[-1].sqrt(), 20291, rel_tol=1e-4)
 

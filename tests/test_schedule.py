@@ -1,4 +1,7 @@
-"""The forward process against 50-digit arithmetic, Bayes' rule, simulation and diffusers, for every conf/schedule."""
+"""The forward process: 50-digit arithmetic, Bayes' rule, simulation, diffusers.
+
+For every conf/schedule.
+"""
 
 from itertools import pairwise
 
@@ -193,7 +196,10 @@ def test_add_noise_and_scales_are_per_image(schedule):
 )
 @options("schedule")
 def test_posterior_is_bayes_rule(schedule, t, s):
-    """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0): normalised on a grid, without any formula."""
+    """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0).
+
+    Normalised on a grid, without any formula.
+    """
     process, x0, x_t = schedule_of(schedule), 0.4, -0.3
     mean, variance = process.posterior(
         *(torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (x0, x_t)),

@@ -1,4 +1,4 @@
-"""Likelihoods on one scale: what ``score`` returns for every model, and the bounds of a VAE against exact evidence."""
+"""Likelihoods on one scale: ``score`` of every model, bounds of a VAE against exact evidence."""
 
 import math
 from functools import partial
@@ -103,9 +103,8 @@ def test_diffusion_scores_by_its_bound_clipped_and_its_flow_unclipped():
     whole = model.score(x, Effort(timesteps=None), seeded())
     assert set(whole.log_likelihood) == {"vlb_large", "vlb_small"}
     assert torch.equal(whole.times, torch.arange(2, 51).expand(8, -1))
-    assert torch.equal(
-        model.log_likelihood(x, seeded()), whole.log_likelihood["vlb_large"]
-    )  # T = 50 < 100 terms
+    # T = 50 < 100 terms
+    assert torch.equal(model.log_likelihood(x, seeded()), whole.log_likelihood["vlb_large"])
 
 
 @torch.no_grad()
@@ -120,7 +119,10 @@ def test_weights_of_the_exact_posterior_are_the_evidence():
 
 @torch.no_grad()
 def test_mean_weight_is_unbiased_and_the_bound_grows_with_k():
-    """q is wider than the posterior and moved: E of the weights is p(x), E of their log-mean grows from the ELBO."""
+    """q is wider than the posterior and moved.
+
+    E of the weights is p(x), E of their log-mean grows from the ELBO.
+    """
     model, evidence = linear_vae(shift=0.3, log_ratio=0.6)
     x, copies = images(5).double(), 8192
     ratio = model.log_weights(x, copies, seeded(), chunk=1024) - evidence.log_prob(x.flatten(1))
@@ -131,16 +133,15 @@ def test_mean_weight_is_unbiased_and_the_bound_grows_with_k():
         gaps = ratio.view(copies // k, k, 5).logsumexp(1) - math.log(k)
         error = gaps.std(0) / (copies / k) ** 0.5
         assert (gaps.mean(0) < 5 * error).all()
-        assert (
-            gaps.mean(0) > previous - (5 * error if k == 1 else 0)
-        ).all()  # groups of groups: Jensen on each path
+        # groups of groups: Jensen on each path
+        assert (gaps.mean(0) > previous - (5 * error if k == 1 else 0)).all()
         previous = gaps.mean(0)
     assert (previous.abs() < 0.05).all()
 
 
 @torch.no_grad()
 def test_bounds_of_discrete_images_against_quadrature():
-    """The exact log-probability by Gauss-Hermite in z; scores of many copies, their order and their limit."""
+    """The exact log-probability by Gauss-Hermite in z; scores of many copies, order and limit."""
     model, _ = linear_vae(shift=0.2, log_ratio=0.5)
     x, copies = images(4).double(), 400
     exact = quadrature(model, x)
@@ -161,7 +162,10 @@ def test_bounds_of_discrete_images_against_quadrature():
 
 
 def quadrature(model, x):
-    """Log-probability of the discrete images, with z on Hermite nodes of the exact posterior of their density."""
+    """Log-probability of the discrete images.
+
+    z is on Hermite nodes of the exact posterior of their density.
+    """
     nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(40))
     weights = torch.cartesian_prod(weights, weights).log().sum(1) - math.log(2 * math.pi)
     q, terms = linear_vae()[0].posterior(x), []
@@ -174,7 +178,10 @@ def quadrature(model, x):
 
 @torch.no_grad()
 def test_five_thousand_samples_in_chunks_are_the_same_bound():
-    """sigma is so wide that a probability is the density times the width of its bin, away from the open ones."""
+    """sigma is so wide that a probability is the density times the width of its bin.
+
+    This holds away from the open bins.
+    """
     model, evidence = linear_vae(shift=0.1)
     x = 0.5 * images(3).double()
     result = model.score(x, Effort(importance_samples=5000, chunk=700), generators(range(3)))

@@ -1,4 +1,4 @@
-"""Likelihoods as numbers: the scale, the tightest bound, what each depends on, and what has none."""
+"""Likelihoods as numbers: the scale, the tightest bound, context, and what has none."""
 
 import math
 
@@ -46,9 +46,8 @@ def test_the_row_on_which_families_compare_is_the_tightest_bound():
     assert best.value == found["bits_per_dim_iwae_100"].value == pytest.approx(80 / UNIT)
     assert best.context["estimate"] == "iwae_100"
     assert best.context["importance_samples"] == 100
-    assert found["bits_per_dim_flow"].value == pytest.approx(
-        10 / UNIT
-    )  # a solver's error is no bound
+    # a solver's error is no bound
+    assert found["bits_per_dim_flow"].value == pytest.approx(10 / UNIT)
     assert "ODE solver" in found["bits_per_dim_flow"].context["likelihood_kind"]
     partly = measured(Fixed(vlb_large=math.nan, vlb_small=-70.0))
     assert partly["bits_per_dim"].context["estimate"] == "vlb_small"

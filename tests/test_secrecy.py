@@ -1,4 +1,4 @@
-"""Values of secret environment variables reach no file; secrets are not taken from the command line."""
+"""Values of secret variables reach no file; the command line takes no secrets."""
 
 import pytest
 from omegaconf import OmegaConf

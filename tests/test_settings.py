@@ -26,13 +26,8 @@ from src.weighting import Uniform
 
 LEFT_OUT = ("mnist", "fashion_mnist", "cifar10", "image_folder", "webdataset")  # no data at hand
 LEFT_OUT += ("unet",)  # unet_small at full size
-NO_NUMBERS = (
-    "experiment",
-    "logger",
-    "launcher",
-    "sweep",
-    "search",
-)  # the last three are the driver's
+# the last three are the driver's
+NO_NUMBERS = ("experiment", "logger", "launcher", "sweep", "search")
 NUMBERS = (
     "sigma",
     "max_epochs",
@@ -42,14 +37,10 @@ NUMBERS = (
     "val_check_interval",
 )
 OF_VAE = ("likelihood", "beta", "conv_autoencoder", "mlp_autoencoder")
-ALSO_CALLED = {
-    "dataset.image_size": "dataset.image_shape",
-    "trainer.num_nodes": "devices",
-}  # together with others
-NOT_USED = (
-    "dataset.num_classes",
-    "grace_seconds",
-)  # by the assembly; the latter is the command line's
+# together with others
+ALSO_CALLED = {"dataset.image_size": "dataset.image_shape", "trainer.num_nodes": "devices"}
+# not by the assembly; the latter is the command line's
+NOT_USED = ("dataset.num_classes", "grace_seconds")
 
 
 def leaves(node, path):

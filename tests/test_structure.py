@@ -101,7 +101,10 @@ def test_targets_exist():
 
 def test_nothing_heavy_is_imported_before_the_configuration():
     heavy = "{'torch', 'pytorch_lightning', 'wandb', 'matplotlib'}"
-    code = f"import sys, src.train, src.sample, src.evaluate, src.compare; print({heavy} & set(sys.modules))"
+    code = (
+        "import sys, src.train, src.sample, src.evaluate, src.compare; "
+        f"print({heavy} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""Studies with jobs that take no time: what Optuna is asked and told, who runs which trial, what is refused."""
+"""Studies with jobs that take no time: what Optuna is asked and told, and what is refused."""
 
 from functools import partial
 from pathlib import Path
@@ -165,7 +165,7 @@ def test_trials_of_a_live_driver_are_left_to_it(run, tmp_path):
 
 
 def test_as_a_job_ends_the_next_is_asked_for(tmp_path):
-    """One job that takes long holds nobody up, and the study knows the others' results when it gives the next."""
+    """A long job holds nobody up, and the study knows the others' results for its next trial."""
     launcher, known = Launcher(tmp_path), []
     launcher.at_once = 2
 

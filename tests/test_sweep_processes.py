@@ -53,7 +53,10 @@ def test_of_several_drivers_no_two_run_a_trial_and_one_may_be_killed(tmp_path):
 
 def test_the_start_of_the_program_reads_neither_optuna_nor_torch():
     heavy = "{'optuna', 'sqlalchemy', 'torch', 'matplotlib'}"
-    code = f"import sys; from hydra.core.plugins import Plugins; Plugins.instance(); print({heavy} & set(sys.modules))"
+    code = (
+        "import sys; from hydra.core.plugins import Plugins; Plugins.instance(); "
+        f"print({heavy} & set(sys.modules))"
+    )
     code += "; print('hydra_plugins.genbench_sweeper' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -161,7 +164,7 @@ def test_a_job_that_is_worse_than_others_is_pruned(start, tmp_path):
 
 
 def test_wandb_starts_runs_from_the_example(monkeypatch, tmp_path, capfd):
-    """By W&B's own agent, without its server: real words of real runs, of which the configuration is asked for."""
+    """By W&B's own agent, without its server: words of real runs and their configuration."""
     from wandb.sdk.launch.sweeps.utils import load_sweep_config
     from wandb.wandb_agent import Agent
 

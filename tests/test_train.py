@@ -104,7 +104,9 @@ def test_training_lowers_the_loss_and_two_runs_are_equal(composed, small, tmp_pa
     assert values[0] == values[1] < untrained - 5
 
 
-LENGTHS = [  # words, steps of an epoch -> steps of the run, batches or share of an epoch between validations, epochs
+# words, steps of an epoch -> steps of the run, batches or share of an epoch between validations,
+# epochs between them
+LENGTHS = [
     (["trainer.max_steps=100"], 10, (100, 20, None)),
     (["trainer.max_epochs=3", "trainer.accumulate_grad_batches=2"], 10, (30, 12, None)),
     (["trainer.max_epochs=4", "trainer.limit_train_batches=0.5"], 10, (20, 4, None)),

@@ -1,4 +1,4 @@
-"""Shards on the disk and behind a server: the same batches whatever the ranks, workers and restarts, clear refusals."""
+"""Shards on the disk and behind a server: the same batches on any ranks, clear refusals."""
 
 import gzip
 import io
@@ -66,7 +66,7 @@ def place(tmp_path_factory):
 
 
 class Server(SimpleHTTPRequestHandler):
-    """Serves ranges of files, as object stores do; ``fail`` says how many requests get an error first."""
+    """Serves ranges of files, as object stores do; ``fail`` requests get an error first."""
 
     fail, ranges, requests = 0, True, 0
 
@@ -158,7 +158,7 @@ def test_patterns_are_written_out_like_those_of_a_shell(first, more, digits):
 
 
 def batches(root, workers=0, world=1, done=0):
-    """All batches of the first epoch of every rank, in the order of the global batch: (numbers, seeds, x)."""
+    """All batches of the first epoch of every rank, as in the global batch: (numbers, seeds, x)."""
     parts = []
     for rank in range(world):
         data = ImageDataModule(

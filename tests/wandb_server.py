@@ -1,4 +1,4 @@
-"""A W&B server on the loopback: enough GraphQL to begin and resume runs, and the stream that takes their history."""
+"""A W&B server on the loopback: GraphQL to begin and resume runs, and the stream of history."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = {
 
 
 class Server(ThreadingHTTPServer):
-    """rows: history of each run by id, in the order in which it came. fails: answers 500 to everything."""
+    """rows: history of each run by id, in its order. fails: answers 500 to everything."""
 
     daemon_threads = True
 

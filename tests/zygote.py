@@ -1,4 +1,6 @@
-"""Real processes of the command line in a tenth of a second: forks of one that has imported everything.
+"""Real processes of the command line in a tenth of a second, by forks.
+
+They are forks of a process that has imported everything.
 
 A fork before any tensor was touched behaves like a fresh interpreter, and may be killed like one.
 """
