@@ -95,6 +95,17 @@ def test_subsets_repeat_and_the_random_numbers_of_the_run_stay():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_images_alone_are_seen_in_zero_to_one():
+    """Stripes one pixel wide differ at every step across and at none down."""
+    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(2).expand(5, 1, 3, 4)
+    measure = TorchMetric(partial(TotalVariation, reduction="mean"), "tv")
+    assert GenerationMetrics({"tv": measure}).sees_images
+    assert not GenerationMetrics({"fid": fid.Fid()}).sees_images
+    given = Samples(Reference(drawn(9, "real")), drawn(5, "fake"), images=stripes)
+    assert measure(given)["tv"].value == pytest.approx(3 * 3)  # rows x steps
+    assert measure(given)["tv"].context["n_fake"] == 5
+
+
 def test_what_cannot_be_measured_is_a_null_with_its_reason():
     kinds = {"fid": FrechetInceptionDistance, "kid": KernelInceptionDistance, "is": InceptionScore}
     measures = {name: TorchMetric(partial(kind), name) for name, kind in kinds.items()}
@@ -109,7 +120,6 @@ def test_what_cannot_be_measured_is_a_null_with_its_reason():
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (partial(TotalVariation), "metric=TotalVariation: must be a metric of torchmetrics"),
         (partial(LearnedPerceptualImagePatchSimilarity), "metric=LearnedPerceptual"),
         (torch.hub.load, "metric=load: must be a metric"),
         ("FrechetInceptionDistance", "metric=FrechetInceptionDistance: must be"),
@@ -129,13 +139,19 @@ def test_wrong_settings_are_refused_at_once():
 
 
 def test_a_line_adds_a_measure_and_its_run_can_be_evaluated(cli, small, trained):  # noqa: F811
+    ours = "{_target_: src.metric.torchmetric.TorchMetric, name: "
     node = (
-        "metric.measures.other={_target_: src.metric.torchmetric.TorchMetric, name: fid_other, "
+        f"metric.measures.other={ours}fid_other, "
         "metric: {_target_: torchmetrics.image.fid.FrechetInceptionDistance, _partial_: true}}"
     )
-    run = trained(cli, small, "other", "model=vae", f"+{node}")
+    variation = (
+        f"metric.measures.variation={ours}variation, metric: "
+        "{_target_: torchmetrics.image.TotalVariation, reduction: mean, _partial_: true}}"
+    )
+    run = trained(cli, small, "other", "model=vae", f"+{node}", f"+{variation}")
     words = ["score=null", "reconstruction=null", "latents=false", "metric=fast", "num_samples=40"]
-    _, card = evaluated(cli, run, "features=pixels", *words, node)
+    _, card = evaluated(cli, run, "features=pixels", *words, node, variation)
     assert card["test/fid_other_pixels_40"] == pytest.approx(card["test/fid_pixels_40"], rel=1e-6)
+    assert card["test/variation_pixels_40"] > 0
     details = card["details"]["test/fid_other_pixels_40"]["context"]
     assert (details["n_real"], details["n_fake"]) == (1257, 40)

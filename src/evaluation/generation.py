@@ -90,8 +90,8 @@ class GenerationEvaluator:
         repeats = []
         for repeat in range(self.metric.num_repeats):
             which = range(num * repeat, num * (repeat + 1))
-            fake = self._features_of_samples(model, sampler, which, train.image_shape)
-            repeats.append(self.metric(self._samples(real, fake, unseen)))
+            drawn = self._drawn(model, sampler, which, train.image_shape)
+            repeats.append(self.metric(self._samples(real, unseen, *drawn)))
         found = pooled(repeats)
         if unseen is not None:
             found |= self.metric.floors(real, unseen)
@@ -105,18 +105,21 @@ class GenerationEvaluator:
         number = Measurement(value, context={"n_real": len(images)})
         return {f"accuracy_of_{self.features.name}": number}
 
-    def _samples(self, real: Reference, fake: Tensor, unseen: Reference | None) -> Samples:
+    def _samples(
+        self, real: Reference, unseen: Reference | None, fake: Tensor, images: Tensor | None
+    ) -> Samples:
         held_out = None if unseen is None else unseen.features
+        probabilities = None
         if isinstance(self.features, CanClassify):
-            return Samples(real, fake, held_out, self.features.probabilities_of(fake))
-        return Samples(real, fake, held_out, None)
+            probabilities = self.features.probabilities_of(fake)
+        return Samples(real, fake, held_out, probabilities, images)
 
-    def _features_of_samples(
+    def _drawn(
         self, model: CanSample, sampler: Sampler, which: range, shape: tuple[int, int, int]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Features of the samples with these indices, NaN where the model gave NaN.
 
-        Every rank draws some of them and gets all.
+        With the images themselves where a measure needs them. Every rank draws some and gets all.
         """
         parts = {}
         with failing_together():
@@ -127,8 +130,9 @@ class GenerationEvaluator:
                 found = self.features(images).cpu()
                 block = range(start, start + len(images))
                 found[[i - start for i in sampler.not_finite if i in block]] = float("nan")
-                parts[start] = found
-        return torch.cat(gather(parts))
+                parts[start] = found, images if self.metric.sees_images else None
+        features, kept = zip(*gather(parts), strict=True)
+        return torch.cat(features), torch.cat(kept) if self.metric.sees_images else None
 
     def _reference(self, data: ImageData, decomposed: bool = True) -> Reference:
         for known, reference in self._known:

@@ -62,12 +62,14 @@ class Samples:
         held_out: (m, d) of real images that no model has seen, or None.
         probabilities: (n, num_classes) of the generated images where the features are a
             classifier's.
+        images: the generated images (n, C, H, W) uint8, kept where a measure ``SeesImages``.
     """
 
     real: Reference
     fake: Tensor
     held_out: Tensor | None = None
     probabilities: Tensor | None = None
+    images: Tensor | None = None
 
 
 class Measure(Protocol):
@@ -77,6 +79,13 @@ class Measure(Protocol):
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
         """Measure; raises ValueError with a one-line reason where there is no such number."""
+
+
+@runtime_checkable
+class SeesImages(Protocol):
+    """A measure that may need the generated images themselves, beside their features."""
+
+    sees_images: bool
 
 
 @runtime_checkable

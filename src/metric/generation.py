@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 from src.errors import first_line, require
-from src.metric.base import HasFloor, Measure, Measurement, Reference, Samples
+from src.metric.base import HasFloor, Measure, Measurement, Reference, Samples, SeesImages
 
 
 class GenerationMetrics:
@@ -23,12 +23,8 @@ class GenerationMetrics:
         self.measures = tuple(measure for measure in (measures or {}).values() if measure)
         self.num_repeats = num_repeats
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
-        require(
-            not twice,
-            "measures",
-            sorted(measures or {}),
-            f"more than one of them measures {', '.join(twice)}",
-        )
+        allowed = f"more than one of them measures {', '.join(twice)}"
+        require(not twice, "measures", sorted(measures or {}), allowed)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,6 +37,12 @@ class GenerationMetrics:
     def active(self) -> bool:
         """Whether there is anything to measure."""
         return bool(self.measures)
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether any measure needs the generated images themselves."""
+        seeing = [measure for measure in self.measures if isinstance(measure, SeesImages)]
+        return any(measure.sees_images for measure in seeing)
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
         """All measurements of generated images by name, in order."""

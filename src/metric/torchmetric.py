@@ -1,4 +1,4 @@
-"""torchmetrics' metrics of sets of images as measures, computed from this project's features."""
+"""torchmetrics' metrics of sets of images as measures of generated images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ PARTS = ("subsets", "splits")  # whatever the second number of a metric is a spr
 
 
 class TorchMetric:
-    """A metric of ``torchmetrics.image`` with an argument ``feature``, the extractor, as a measure.
+    """A metric of ``torchmetrics.image`` as a measure of generated images.
 
-    These are FrechetInceptionDistance, KernelInceptionDistance, InceptionScore and
-    MemorizationInformedFrechetInceptionDistance. ``feature`` is always the identity, so they work
-    on the features of this project, in float64, and load no network. Where ``update`` takes
-    ``real``, they get the features of the real and of the generated images, otherwise the
-    logarithms of the class probabilities of the generated ones. Metrics that need pixels
-    (TotalVariation) are refused, as measures see features only; those of pairs of images are for
-    ``reconstruction.metrics``.
+    What it is given follows from its signature:
 
-    Calls raise ValueError with a one-line reason where the samples have no such number.
+    - ``feature`` and ``update(imgs, real)`` (FrechetInceptionDistance, KernelInceptionDistance,
+    MemorizationInformedFrechetInceptionDistance): the features of this project of the real and the
+    generated images, in float64. ``feature`` is always the identity: no network is loaded. -
+    ``feature`` and ``update(imgs)`` (InceptionScore): the logarithms of class probabilities. -
+    ``update(img)`` alone (TotalVariation): the generated images in [0, 1].
+
+    Metrics of pairs of images are for ``reconstruction.metrics``. Calls raise ValueError with a
+    one-line reason where the samples have no such number.
 
     Arguments:
         metric: the class with its settings, to be called later (``_partial_: true``).
@@ -40,18 +41,21 @@ class TorchMetric:
         kind, settings = getattr(metric, "func", metric), getattr(metric, "keywords", {})
         self.kind = getattr(kind, "__name__", str(kind))
         is_metric = isinstance(kind, type) and issubclass(kind, Metric)
-        fits = is_metric and "feature" in inspect.signature(kind).parameters
-        require(fits, "metric", self.kind, "must be a metric of torchmetrics that takes feature")
+        given = list(inspect.signature(kind.update).parameters)[1:] if is_metric else []
+        takes_features = is_metric and "feature" in inspect.signature(kind).parameters
+        allowed = "must be a metric of torchmetrics that takes feature, or single images"
+        require(takes_features or given == ["img"], "metric", self.kind, allowed)
         is_ours = "feature" not in settings
         require(is_ours, "metric.feature", settings.get("feature"), "must be left out")
         self.metric, self.settings, self.names = metric, dict(settings), (name,)
-        self.compares = "real" in inspect.signature(kind.update).parameters
+        self.sees_images, self.compares = not takes_features, "real" in given
         self._made(1)  # settings that it refuses are refused before anything is trained
 
     def __call__(self, samples: Samples) -> dict[str, Measurement]:
         """Measure all samples."""
         (name,) = self.names
-        if not self.compares and samples.probabilities is None:
+        classifies = not self.compares and not self.sees_images
+        if classifies and samples.probabilities is None:
             missing = Measurement(None, reason="the features are not a classifier's", applies=False)
             return {name: missing}
         context = {"n_fake": len(samples.fake), "metric": self.kind, "settings": self.settings}
@@ -68,7 +72,9 @@ class TorchMetric:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix("torchmetric", self.kind))
             metric = self._made(samples.fake.shape[1])
-            if self.compares:
+            if self.sees_images:
+                metric.update(samples.images / 255)
+            elif self.compares:
                 metric.update(samples.real.features.double(), real=True)
                 metric.update(samples.fake.double(), real=False)
             else:
@@ -82,6 +88,8 @@ class TorchMetric:
 
     def _made(self, num_features: int) -> Metric:
         """The metric for features of this width; all ranks have them all and exchange nothing."""
+        if self.sees_images:
+            return self.metric(sync_on_compute=False)
         identity = nn.Identity()
         identity.num_features = num_features
         return self.metric(feature=identity, sync_on_compute=False)

@@ -11,7 +11,7 @@ import warnings
 
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent is gone
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-NOT_NEWS = (  # Lightning's warnings about choices that are ours
+NOT_NEWS = (  # warnings of Lightning and torchmetrics about choices that are ours
     "does not have many workers",
     "exists and is not empty",
     "logging interval",
@@ -19,6 +19,7 @@ NOT_NEWS = (  # Lightning's warnings about choices that are ours
     "Grad strides",
     "sync_dist=True",  # what is logged without is the same on all ranks
     "srun. command is available",
+    "will save all extracted features in buffer",
 )
 
 
