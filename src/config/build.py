@@ -6,11 +6,16 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from src.config.settings import setting_of
 from src.errors import ConfigError, ProjectError, first_line
@@ -29,6 +34,9 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
             node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         raise ConfigError(f"{path}: {_missing_part(str(error))}") from error
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        where, _ = setting_of(raw, error.full_key)
+        raise ConfigError(f"{where}: must be given, as in {where}=...") from error
     except OmegaConfBaseException as error:
         where, _ = setting_of(raw, error.full_key or path)
         raise ConfigError(f"{where}: {first_line(error)}") from error
@@ -64,8 +72,37 @@ def construct(
     if "_target_" not in node:
         return parts
     with within(path):
+        _check_form(node)
         target = _located(node["_target_"])
         return functools.partial(target, **parts) if node.get("_partial_") else target(**parts)
+
+
+def _check_form(node: Mapping[str, Any]) -> None:
+    """Raise ValueError where a node says more than what is built, now or when it is called."""
+    partial = node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise ValueError(f"_partial_={partial}: must be true or false")
+    for key in node:
+        if str(key).startswith("_") and key not in ("_target_", "_partial_"):
+            raise ValueError(
+                f"{key}={node[key]}: there is no such setting; name arguments one by one"
+            )
+
+
+def _located(name: object) -> Callable[..., Any]:
+    """The class or function; raises ValueError where there is none of this name."""
+    target = name
+    if isinstance(name, str):
+        try:
+            target = locate(name)
+        except ErrorDuringImport as error:
+            raise ValueError(f"cannot import {name} ({first_line(error)})") from error
+        if target is None:
+            raise ValueError(f"cannot import {name}: there is no class or function of this name")
+    if not callable(target):
+        kind = type(target).__name__
+        raise ValueError(f"Expected a callable target, got '{target}' of type '{kind}'")
+    return target
 
 
 @contextmanager
@@ -98,13 +135,6 @@ def _naming_as_typed(raw: Mapping[str, Any], path: str) -> Iterator[None]:
         setting, _ = setting_of(raw, f"{path}.{name[1]}" if name else path)
         line = f"{setting}{message[name.end() :]}" if name else f"{setting}: {message}"
         raise ConfigError(line) from error
-
-
-def _located(name: str) -> Any:  # noqa: ANN401 (a class or a function)
-    try:
-        return get_object(name)
-    except Exception as error:  # whatever the import of a module raises
-        raise ValueError(f"cannot import {name} ({first_line(error)})") from error
 
 
 def _missing_part(text: str) -> str:

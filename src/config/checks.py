@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from src.config.machine import check_machine
 from src.config.settings import check_settings
@@ -105,8 +106,13 @@ def _check_trainer(node: DictConfig) -> None:
 
 def _check_optimizer(node: DictConfig) -> None:
     """torch refuses a negative number without its name, and takes a rate of 0."""
-    rate = node.get("lr", 1)
-    require(rate > 0, "optimizer.lr", rate, "must be > 0")
-    for key, value in node.items():
+    try:
+        settings = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException:
+        return  # whoever builds it reports it
+    rate = settings.get("lr", 1)
+    is_rate = isinstance(rate, int | float) and rate > 0
+    require(is_rate, "optimizer.lr", rate, "must be > 0")
+    for key, value in settings.items():
         is_negative = isinstance(value, int | float) and value < 0
         require(not is_negative, f"optimizer.{key}", value, "must be >= 0")

@@ -97,7 +97,7 @@ def _check_node(
         return
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in node:
-        is_known = key in parameters or key.startswith("_")
+        is_known = key in parameters or str(key).startswith("_")
         if "_target_" in node and not takes_any and not is_known:
             advice = nearest(key, list(parameters)) or f"; there are {', '.join(parameters)}"
             value = typed(setting_of(raw, f"{path}{key}")[1])

@@ -60,8 +60,8 @@ def assemble(cfg: DictConfig) -> Assembly:
 
 def check(cfg: DictConfig) -> Start:
     """Refuse what the configuration alone decides, and find where the run begins."""
+    INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_training(cfg, dataset=ImageDataModule)
-    INTERRUPTION.give(cfg.grace_seconds)
     return begin(cfg)
 
 
