@@ -87,6 +87,13 @@ def require_count(name: str, value: int, most: int | None = None, least: int = 1
         require(whole and value <= most, name, value, allowed)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the device or the machine: torch raises a RuntimeError then."""
+    text = str(error).lower()
+    known = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(words in text for words in known)
+
+
 def first_line(error: BaseException) -> str:
     """First line of the error's message, or its class where it has none (libraries raise both)."""
     lines = str(error).strip().splitlines()

@@ -27,6 +27,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint
     from src.rundir.store import run_of
 
+    INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     path = find_checkpoint(cfg.ckpt_path).resolve()
     output = Path(cfg.output).expanduser() if cfg.output else run_of(path)
     evaluation = Evaluation(cfg, read_checkpoint(path), path, output)

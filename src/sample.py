@@ -25,7 +25,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     from pathlib import Path
 
-    from src.config.output import is_first
+    from src.config.rank import is_first
     from src.config.run_config import run_config
     from src.errors import ConfigError
     from src.model.base import CanSample
@@ -34,6 +34,7 @@ def sample(cfg: DictConfig) -> Path:
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.rundir.directory import output_directory
 
+    INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_sampling(cfg)
     path, output = find_checkpoint(cfg.ckpt_path), Path(cfg.output).expanduser()
     checkpoint = read_checkpoint(path)

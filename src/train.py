@@ -45,13 +45,14 @@ def train(cfg: DictConfig) -> float | None:
                 start.bring_along(Path(cfg.run_dir))
             trainer.loggers = loggers_of(cfg, config, start.step)
             cost = _fit(cfg, assembly)
-            metrics = _judge(assembly) | cost | {"seconds": time.monotonic() - begin}
+            metrics = _measure(assembly) | cost | {"seconds": time.monotonic() - begin}
             if first:
                 _write(assembly, Path(cfg.run_dir), metrics)
+            if cfg.optimized_metric not in metrics:
+                why = "was not measured in this run"
+                log.warning("optimized_metric=%s: %s", cfg.optimized_metric, why)
         finally:
             close_wandb()
-    if cfg.optimized_metric not in metrics:
-        log.warning("optimized_metric=%s: was not measured in this run", cfg.optimized_metric)
     return metrics.get(cfg.optimized_metric)
 
 
@@ -72,16 +73,17 @@ def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
     return {"train_seconds": seconds + before, "images_per_second": images / seconds}
 
 
-def _judge(assembly: Assembly) -> dict[str, float]:
+def _measure(assembly: Assembly) -> dict[str, float]:
     """The last value of every metric; validation and test under the final weights."""
+    from src.callback.lightning_repairs import log_at_last_step
+
     trainer, module = assembly.trainer, assembly.module
     metrics: dict[str, float] = {}
     for callback in _checkpoints(assembly):
         metrics |= callback.metrics  # of the parts before
     metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
     metrics["step"] = trainer.global_step
-    # Lightning forgets where a fit is over
-    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+    log_at_last_step(trainer)
     if not any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
         for measure in (trainer.validate, trainer.test):  # the last validation may be steps old
             measure(module, trainer.datamodule, verbose=False)

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import standin
@@ -250,13 +249,11 @@ def test_a_ray_address_without_ray_is_refused(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        begin = time.monotonic()
         with pytest.raises(
             ConfigError,
             match=rf"launcher.address={address}: no Ray there \(.*within 1 s\); give host:port",
         ):
             Ray(address=address).open()
-    assert time.monotonic() - begin < 100
 
 
 SQUEUE = """#!/bin/bash

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from support import PATIENCE, state, wait_until
 
 from src.errors import ConfigError, StorageError
-from src.rundir.directory import check_writable, output_directory, run_directory
+from src.rundir.directory import check_free, check_writable, output_directory, run_directory
 from src.rundir.lock import NAME, locked
 
 HOLD = """
@@ -53,6 +53,23 @@ def holder(tmp_path):
 
 def run_in(directory, resumed=False):
     return run_directory(OmegaConf.create({"run_dir": str(directory)}), {"seed": 0}, resumed)
+
+
+def test_a_live_owner_is_noticed_early_by_the_first_rank_alone(holder, tmp_path, monkeypatch):
+    check_free(tmp_path / "new", resumed=False)
+    with pytest.raises(StorageError, match=f"in use by process {holder.pid} on"):
+        check_free(tmp_path, resumed=True)
+    for variable in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        with monkeypatch.context() as patched:
+            patched.setenv(variable, "1")
+            check_free(tmp_path, resumed=False)
+
+
+def test_a_used_directory_is_noticed_early(tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    check_free(tmp_path, resumed=True)
+    with pytest.raises(ConfigError, match="already in use"):
+        check_free(tmp_path, resumed=False)
 
 
 def test_a_live_owner_keeps_others_out(holder, tmp_path):

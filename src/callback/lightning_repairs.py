@@ -68,6 +68,15 @@ class LightningRepairs:
         trainer.training = True
 
 
+def log_at_last_step(trainer: pl.Trainer) -> None:
+    """Let a validation after the fit log at the step at which the fit ended.
+
+    Lightning resets its private count of steps (``_batches_that_stepped``) when a fit is over, and
+    would log at step 0.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def validation_follows(trainer: pl.Trainer) -> bool:
     """Whether Lightning validates after this batch, by the private method that it calls next.
 

@@ -33,6 +33,7 @@ CONDITIONS = (
     "num_splits",
     "flow_steps",
     "metric",
+    "settings",
     "data_range",
     "sigma",
     "net",

@@ -33,7 +33,8 @@ def build(cfg: DictConfig, path: str, **filled_in: Any) -> Any:  # noqa: ANN401 
         if OmegaConf.is_config(node):
             node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
-        raise ConfigError(f"{path}: {_missing_part(str(error))}") from error
+        missing, _ = setting_of(raw, error.full_key or path)
+        raise ConfigError(f"{path}: {_advice_on(missing) or first_line(error)}") from error
     except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
         where, _ = setting_of(raw, error.full_key)
         raise ConfigError(f"{where}: must be given, as in {where}=...") from error
@@ -137,14 +138,16 @@ def _naming_as_typed(raw: Mapping[str, Any], path: str) -> Iterator[None]:
         raise ConfigError(line) from error
 
 
-def _missing_part(text: str) -> str:
-    """Explain a reference that leads nowhere: mostly a network that does not fit the model."""
-    key = re.search(r"Interpolation key '([^']+)'", text)
-    if key and key[1].startswith("network."):
-        part = key[1].split(".")[1]
+def _advice_on(missing: str) -> str:
+    """What to choose where a reference leads to ``missing``, or "".
+
+    Mostly the network does not fit the model.
+    """
+    if missing.startswith("network."):
+        part = missing.split(".")[1]
         options = "network=conv_autoencoder or network=mlp_autoencoder"
         return f"needs a network with an {part}: {options}"
-    if key and key[1] == "model.latent_dim":
+    if missing == "model.latent_dim":
         options = "network=unet, network=unet_small or network=mlp"
         return f"needs a denoiser, not an autoencoder: {options}"
-    return text.splitlines()[0]
+    return ""

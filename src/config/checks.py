@@ -83,8 +83,10 @@ def check_training(cfg: DictConfig, **built_by_hand: type) -> None:
     """
     check_settings(cfg, **built_by_hand)
     check_seed(cfg.seed)
-    _check_trainer(cfg.trainer)
+    processes = check_trainer(cfg.trainer)
     _check_optimizer(cfg.optimizer)
+    accumulate = cfg.trainer.accumulate_grad_batches or 1
+    check_batch(cfg.dataset.global_batch_size, processes, accumulate)
 
 
 def check_seed(seed: object) -> None:
@@ -93,8 +95,17 @@ def check_seed(seed: object) -> None:
     require(fits, "seed", seed, "must be an integer from 0 to 4294967295")
 
 
-def _check_trainer(node: DictConfig) -> None:
-    check_machine(node)
+def check_batch(size: object, processes: int, accumulate: int) -> None:
+    """Raise ConfigError where images of an optimiser step cannot be shared equally."""
+    parts = f"{processes} devices x trainer.accumulate_grad_batches={accumulate}"
+    allowed = f"must be divisible by {accumulate * processes} ({parts})"
+    divides = not isinstance(size, int) or size % (accumulate * processes) == 0
+    require(divides, "dataset.global_batch_size", size, allowed)
+
+
+def check_trainer(node: DictConfig) -> int:
+    """Raise ConfigError where a trainer's setting cannot work; returns the number of processes."""
+    processes = check_machine(node)
     for rule in RULES:
         rule.check(node[rule.setting], f"trainer.{rule.setting}")
     epochs, interval = node.check_val_every_n_epoch, node.val_check_interval
@@ -102,6 +113,7 @@ def _check_trainer(node: DictConfig) -> None:
     allowed = f"must be null where trainer.val_check_interval={interval} {why}"
     fits = epochs is None or not isinstance(interval, int)
     require(fits, "trainer.check_val_every_n_epoch", epochs, allowed)
+    return processes
 
 
 def _check_optimizer(node: DictConfig) -> None:

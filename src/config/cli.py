@@ -21,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
-from src.config.output import Patient, is_first, quiet_logging
+from src.config.output import Patient, quiet_logging
+from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
 

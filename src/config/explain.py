@@ -21,6 +21,7 @@ from src.errors import (
     StorageError,
     WorkerLostError,
     first_line,
+    is_out_of_memory,
 )
 
 DEFECT = 1  # all other codes belong to the classes of src/errors.py
@@ -75,7 +76,7 @@ def _interrupted(error: Interrupted, config_name: str, overrides: list[str]) -> 
 def _outside(error: BaseException) -> tuple[int, str]:
     """Errors of the libraries below us, by kind."""
     text = _one_line(error)
-    if _is_memory(error, text):
+    if is_out_of_memory(error):
         advice = "lower dataset.global_batch_size or raise trainer.accumulate_grad_batches"
         return MemoryExhaustedError.exit_code, f"out of memory: {text}; {advice}"
     if not isinstance(error, OSError) and LOST_PEER.search(text):
@@ -91,11 +92,6 @@ def _outside(error: BaseException) -> tuple[int, str]:
         advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return StorageError.exit_code, f"{error.strerror or text}:{where}{advice}"
     return DEFECT, f"unexpected {type(error).__name__}: {text}"
-
-
-def _is_memory(error: BaseException, text: str) -> bool:
-    known = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(words in text.lower() for words in known)
 
 
 def _unknown_option(error: MissingConfigException) -> str:

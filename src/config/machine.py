@@ -42,8 +42,11 @@ class Machine(NamedTuple):
         return f"{self.gpus} GPUs" if self.gpus else f"{self.cores} CPU cores"
 
 
-def check_machine(node: DictConfig) -> None:
-    """Raise ConfigError where ``cfg.trainer`` asks for what is unknown, or not there."""
+def check_machine(node: DictConfig) -> int:
+    """Raise ConfigError where ``cfg.trainer`` asks for what is unknown, or not there.
+
+    Returns the number of processes that share the work.
+    """
     for key, known in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
         allowed = f"must be one of {', '.join(known)}"
         require(node[key] in known, f"trainer.{key}", node[key], allowed)
@@ -54,8 +57,10 @@ def check_machine(node: DictConfig) -> None:
     nodes = node.num_nodes
     is_count = isinstance(nodes, int) and nodes >= 1
     require(is_count, "trainer.num_nodes", nodes, "must be an integer >= 1")
-    _check_job(_num_devices(node.devices, machine), nodes)
+    devices = _num_devices(node.devices, machine)
+    _check_job(devices, nodes)
     _check_strategy(node)
+    return devices * nodes
 
 
 def _num_devices(devices: object, machine: Machine) -> int:

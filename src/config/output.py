@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from src.config.rank import is_first
+
 
 class Patient:
     """Standard output that survives a closed pipe (``| head``): a training goes on all the same."""
@@ -53,11 +55,6 @@ def quiet_logging() -> None:
     handlers = [_Stdout()]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     logging.getLogger("src").setLevel(logging.INFO if is_first() else logging.WARNING)
-
-
-def is_first() -> bool:
-    """Whether this process is rank 0, or the only one, by the variables of its launcher."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def silence(outputs: list[int]) -> None:

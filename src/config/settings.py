@@ -147,8 +147,8 @@ def _any_of(kinds: list[Kind]) -> Kind:
     implied = {AN_OBJECT} if set(words) - {AN_OBJECT, "null"} else set()
     if "a number" in words:
         implied.add("an integer")
-    said = [word for word in words if word not in implied]
-    return Kind(lambda value: any(kind.accepts(value) for kind in kinds), said)
+    shown = [word for word in words if word not in implied]
+    return Kind(lambda value: any(kind.accepts(value) for kind in kinds), shown)
 
 
 def _list_of(element: Kind | None) -> Kind:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from src.config.checks import check_seed
+from src.config.checks import check_seed, check_trainer
 from src.config.run_config import run_config
 from src.config.settings import check_settings
 from src.errors import require
@@ -16,6 +16,7 @@ def check_evaluation(cfg: DictConfig) -> None:
     """Raise ConfigError for settings of ``conf/evaluate.yaml`` that cannot work."""
     check_settings(cfg)
     check_seed(cfg.seed)
+    check_trainer(cfg.trainer)
     for name, least, open_ended in (("num_samples", 2, True), ("batch_size", 1, False)):
         value = cfg[name]
         fits = open_ended if value is None else isinstance(value, int) and value >= least

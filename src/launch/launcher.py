@@ -17,7 +17,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.output import is_first, quiet_logging
+from src.config.output import quiet_logging
+from src.config.rank import is_first
 from src.config.settings import check_settings
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
-
 from src.errors import ConfigError, require
 from src.launch.job import Job, available, check_jobs, recorded
 from src.launch.slurm_commands import Cluster
 from src.launch.slurm_script import write_array
 from src.launch.slurm_submission import ALIVE, LOST, Submission
+from src.rundir.lock import brief_lock
 from src.training.interruption import INTERRUPTION
 
 log = logging.getLogger(__name__)
@@ -136,7 +135,7 @@ class Slurm:
         folder = submissions[0].job.file("sh").parent
         folder.mkdir(parents=True, exist_ok=True)
         alike = defaultdict(list)
-        with INTERRUPTION.deferred(), FileLock(folder / ".submit.lock"):
+        with INTERRUPTION.deferred(), brief_lock(folder / ".submit.lock"):
             for submission in submissions:
                 for known in recorded(folder.parent, submission.number):
                     submission.job.handle = known["handle"]

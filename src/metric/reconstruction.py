@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from src.errors import is_out_of_memory
+
 WINDOW, SIGMA = 11, 1.5  # of the structural similarity (Wang et al. 2004, section III.C)
 
 
@@ -61,16 +63,21 @@ def per_image(metric: Metric, output: Tensor, target: Tensor) -> Tensor:
         if values.shape != target.shape[:1]:
             pairs = zip(output.split(1), target.split(1), strict=True)
             values = torch.stack([_measured(metric, *pair).reshape(()) for pair in pairs])
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(str(error)) from error
     return values
 
 
 def _measured(metric: Metric, output: Tensor, target: Tensor) -> Tensor:
     try:
-        return metric(output, target)
+        found = metric(output, target)
     finally:
         metric.reset()
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{type(metric).__name__} gives more than one number for a pair")
+    return found
 
 
 def _fit_window(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from src.errors import first_line, require
+from src.errors import first_line, is_out_of_memory, require
 from src.metric.base import Measurement, Samples
 from src.noise import mix
 
@@ -64,6 +64,8 @@ class TorchMetric:
         try:
             value, error, kind = self._measured(samples)
         except (RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(first_line(error)) from error
         return {name: Measurement(value, error, kind).within(**context)}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.output import is_first
+from src.config.rank import is_first
 from src.errors import ConfigError, StorageError
 from src.files import write_text
 from src.rundir import lock
@@ -61,8 +61,9 @@ def check_free(directory: Path, resumed: bool) -> None:
     Rank 0 speaks for all: further ranks may start when it has made the directory.
     """
     if directory.is_dir() and is_first():
-        lock.check_free(directory)
-        _refuse_used(directory, resumed)
+        with suppress(OSError):  # removed by now, or nothing that can be read: see below
+            lock.check_free(directory)
+            _refuse_used(directory, resumed)
 
 
 def _refuse_used(directory: Path, resumed: bool) -> None:

@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from src.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -145,8 +147,8 @@ def _myself() -> dict[str, Any]:
 def _attempt() -> tuple[str, int]:
     """The cluster's job that this process belongs to, or "", and the number of the attempt."""
     slurm = os.environ.get("SLURM_JOB_ID", "")
-    told = f"slurm-{slurm} {os.environ.get('SLURM_RESTART_COUNT', 0)}" if slurm else ""
-    job, _, number = os.environ.get(ATTEMPT, told).rpartition(" ")
+    default = f"slurm-{slurm} {os.environ.get('SLURM_RESTART_COUNT', 0)}" if slurm else ""
+    job, _, number = os.environ.get(ATTEMPT, default).rpartition(" ")
     return job, int(number or 0)
 
 
@@ -169,3 +171,12 @@ def _start_of(pid: int) -> str | None:
     except OSError:  # not Linux, or hidden: the process id alone has to do
         return ""
     return None if state == "Z" else f"{boot} {fields[18]}"
+
+
+def brief_lock(path: Path) -> FileLock:
+    """A lock for a moment, which ends with its process.
+
+    It waits for as long as another process holds it. Raises an error where the file system has no
+    such locks: a file in their place would outlive a killed process.
+    """
+    return FileLock(path, fallback_to_soft=False)

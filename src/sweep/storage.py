@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
 from src.errors import ConfigError, StorageError, first_line
+from src.rundir.lock import brief_lock
 
 JOURNAL = "study.journal"
 TAIL = 2**20  # bytes in which the last whole line of a journal is looked for
@@ -20,11 +20,23 @@ class JournalLock:
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal
-        self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))
+        self._lock = brief_lock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
         """Wait, and repair: a line appended to half a one would make the journal unreadable."""
         self._lock.acquire()
+        try:
+            self._mend()
+        except BaseException:
+            self._lock.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Let the next process have it."""
+        self._lock.release()
+
+    def _mend(self) -> None:
         with open(self.journal, "ab+") as file:
             end = file.seek(0, 2)
             file.seek(max(0, end - 1))
@@ -32,11 +44,6 @@ class JournalLock:
                 file.seek(max(0, end - TAIL))
                 tail = file.read()
                 file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        """Let the next process have it."""
-        self._lock.release()
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:

@@ -12,10 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
@@ -62,7 +60,7 @@ class Trials:
         self.driver = folder / DRIVERS / f"{socket.gethostname()}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True, exist_ok=True)
         # one driver at a time looks at the trials and takes some
-        self._alone = FileLock(folder / f"{DRIVERS}.lock")
+        self._alone = lock.brief_lock(folder / f"{DRIVERS}.lock")
         with self._alone:
             self.study = optuna.create_study(
                 study_name=name,
@@ -167,11 +165,6 @@ class Trials:
     def complete(self) -> list[FrozenTrial]:
         """Trials with a result."""
         return self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-
-    @property
-    def minimized(self) -> list[bool]:
-        """Of each objective."""
-        return [direction == StudyDirection.MINIMIZE for direction in self.study.directions]
 
 
 def _changes(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:

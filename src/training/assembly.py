@@ -94,7 +94,6 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
     same = SameOnAllRanks(config, start.step)
     io = AtomicCheckpointIO(config)
     trainer = build_trainer(cfg, callbacks=[same, *callbacks.values()], plugins=[io], logger=False)
-    data.shares(trainer)
     for callback in callbacks.values():
         if hasattr(callback, "prepare"):
             callback.prepare(model, data)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from src.config.build import build, naming
+from src.config.checks import check_batch
 from src.dataset.base import SPLITS, Batch, ImageData
 from src.errors import DataError, require
 from src.noise import mix
@@ -123,10 +124,7 @@ class ImageDataModule(pl.LightningDataModule):
         Raises ConfigError where it cannot be.
         """
         accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
-        parts = f"{world} devices x trainer.accumulate_grad_batches={accumulate}"
-        allowed = f"must be divisible by {accumulate * world} ({parts})"
-        divides = self.global_batch_size % (accumulate * world) == 0
-        require(divides, "dataset.global_batch_size", self.global_batch_size, allowed)
+        check_batch(self.global_batch_size, world, accumulate)
         return accumulate, world, trainer.global_rank
 
 
