@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import yaml
@@ -57,19 +57,22 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
     while waiting:
         value, depth = waiting.pop()
         yield value
-        parts = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list | tuple | set)
-            else ()
-        )
+        parts = children(value)
         seen += len(parts)
         if seen > most or depth > MAX_DEPTH:
             raise ValueError(
                 f"holds more than {most} values, or more than {MAX_DEPTH} levels of them"
             )
         waiting += [(part, depth + 1) for part in parts]
+
+
+def children(value: object) -> Collection[object]:
+    """What a dictionary or sequence holds; nothing for other values."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set):
+        return value
+    return ()
 
 
 def check_plain(config: object) -> None:

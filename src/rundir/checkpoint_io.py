@@ -11,6 +11,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from src.config.untrusted import children
 from src.errors import NonFiniteError, StorageError
 from src.files import atomic_path
 from src.rundir.checkpoint import read_checkpoint
@@ -70,11 +71,4 @@ def _megabytes(content: object) -> float:
     """Of all tensors in nested dictionaries and lists."""
     if isinstance(content, Tensor):
         return content.nbytes / 1e6
-    parts = (
-        content.values()
-        if isinstance(content, dict)
-        else content
-        if isinstance(content, list | tuple)
-        else ()
-    )
-    return sum(map(_megabytes, parts))
+    return sum(map(_megabytes, children(content)))
