@@ -79,7 +79,8 @@ def check_plain(config: object) -> None:
     """Raise ValueError unless all of it, names too, is plain: what JSON can hold."""
     length = 0
     for value in values(config):
-        for part in (value, *(value if isinstance(value, dict) else ())):
+        names = value if isinstance(value, dict) else ()
+        for part in (value, *names):
             if type(part) not in PLAIN:
                 raise ValueError(f"holds {shown(part)}, which is no plain value")
             length += len(part) if isinstance(part, str) else 0
@@ -93,7 +94,9 @@ def check_config(config: object) -> None:
     if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
         raise ValueError("describes no model")
     for group, node in config.items():
-        for value in values(node) if group != "provenance" else ():  # there stands what was typed
+        if group == "provenance":  # there stands what was typed
+            continue
+        for value in values(node):
             if isinstance(value, str) and ("${" in value or value == "???"):
                 raise ValueError(f"has an unresolved value {shown(value)} in its configuration")
             if isinstance(value, dict) and group in BUILT:

@@ -55,10 +55,11 @@ class Reconstruction:
 
         parts = share_work(len(test), self.batch_size, of_block, shown("reconstruction"))
         context = {"split": "test", "n_images": len(test), "values": _scale(data)}
-        return {
-            name: _pooled(name, [part[name] for part in parts]).within(**contexts[name], **context)
-            for name in self.metrics
-        }
+        measured = {}
+        for name in self.metrics:
+            values = [part[name] for part in parts]
+            measured[name] = _pooled(name, values).within(**contexts[name], **context)
+        return measured
 
 
 def _values(metric: Metric, output: Tensor, target: Tensor) -> Tensor | str:

@@ -83,8 +83,8 @@ class CheckpointStore:
         ]
         for other in set(self._steps()) - set(kept):
             self.path(other).unlink(missing_ok=True)
-        for other in self.directory.glob("best-*.ckpt") if best else ():
-            if other != best:
+        if best:
+            for other in set(self.directory.glob("best-*.ckpt")) - {best}:
                 other.unlink(missing_ok=True)
 
     def clean(self) -> None:
