@@ -33,11 +33,8 @@ BUILT = {  # nodes of a run's configuration that are built later, and from which
     "metric": {"metric", "torchmetrics.image"},
     "dataset": {"dataset"},
 }
-HANDED_OVER = {
-    "sampler",
-    "dataset",
-    "image",
-}  # their functions and classes are given their settings now and called later
+# functions and classes that are given their settings now and called later
+HANDED_OVER = {"sampler", "dataset", "image"}
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100

@@ -47,11 +47,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint | {"config": self.config}, temporary)
             except RuntimeError as error:  # torch's writer hides the system's reason
-                need, free = _megabytes(checkpoint), shutil.disk_usage(temporary.parent).free / 1e6
-                if "DataLoader worker" in str(
-                    error
-                ):  # torch tells of it wherever the program stands
+                # torch reports a lost worker wherever the program stands
+                if "DataLoader worker" in str(error):
                     raise
+                need = _megabytes(checkpoint)
+                free = shutil.disk_usage(temporary.parent).free / 1e6
                 reason = f"about {need:.0f} MB needed, {free:.0f} MB free; free some space"
                 raise StorageError(f"cannot write {Path(path)}: {reason}") from error
 
