@@ -50,7 +50,8 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
 
     Raises ValueError beyond ``most`` values or MAX_DEPTH levels, so also where a part holds itself.
     """
-    waiting, seen = [(tree, 0)], 1
+    waiting = [(tree, 0)]
+    seen = 1
     while waiting:
         value, depth = waiting.pop()
         yield value

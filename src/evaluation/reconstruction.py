@@ -50,7 +50,8 @@ class Reconstruction:
 
         def of_block(block: range) -> dict[str, Tensor | str]:
             x = data.batch("test", block).x.to(device)
-            output, target = model.reconstruct(x).float() / 2 + 0.5, x / 2 + 0.5
+            output = model.reconstruct(x).float() / 2 + 0.5
+            target = x / 2 + 0.5
             return {name: _values(metric, output, target) for name, metric in self.metrics.items()}
 
         parts = share_work(len(test), self.batch_size, of_block, shown("reconstruction"))

@@ -43,7 +43,8 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory, self.keep = Path(directory), keep
+        self.directory = Path(directory)
+        self.keep = keep
 
     def path(self, step: int, kind: str = "step") -> Path:
         """Where the checkpoint of a step belongs."""

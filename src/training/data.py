@@ -71,8 +71,10 @@ class ImageDataModule(pl.LightningDataModule):
         size = len(self.splits["train"])
         allowed = f"must be at most the {size} images of the training split"
         require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
-        self.global_batch_size, self.seed = global_batch_size, seed
-        self.flip, self.binarize = flip, binarize
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.flip = flip
+        self.binarize = binarize
         self.workers = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
