@@ -63,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _finite(value: Tensor) -> bool:
-    """Whether all are; their sum mostly tells, in a tenth of the time."""
+    """Whether all values are finite; a finite sum proves it, in a tenth of the time."""
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
