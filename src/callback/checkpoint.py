@@ -125,7 +125,10 @@ class Checkpoint(LastInOrder):
         INTERRUPTION.busy = True
         self.validates = False
         value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        self.writer.save(trainer, best=self.writer.is_new_best(value))
+        best = self.writer.is_new_best(value)
+        if best:
+            self.writer.best = value
+        self.writer.save(trainer, best)
         self.writer.publish(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

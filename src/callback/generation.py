@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from src.dataset.base import ImageData
 from src.errors import require
 from src.evaluation.generation import GenerationEvaluator
-from src.features.base import Features, HasAccuracy
+from src.features.base import Features
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
 from src.parallel.sampling import Sampler
@@ -52,7 +52,7 @@ class Generation(pl.Callback):
         require(enough, "test_samples", test_samples, "must be >= 2")
         require(every >= 1, "every", every, "must be >= 1")
         require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
-        self.judge = GenerationEvaluator(features, metric, cache_dir)
+        self.evaluator = GenerationEvaluator(features, metric, cache_dir)
         self.num_samples = num_samples
         self.test_samples = test_samples
         self.seed = seed
@@ -66,10 +66,10 @@ class Generation(pl.Callback):
         """Names of what a run of ``model`` with this callback logs."""
         if not self._active or not isinstance(model, CanSample):
             return set()
-        names = [f"{name}_{self.judge.features.name}" for name in self.judge.metric.names]
+        names = [f"{name}_{self.evaluator.features.name}" for name in self.evaluator.metric.names]
         every = {f"{stage}/{name}" for stage in ("val", "test") for name in names}
         # held-out images are for the end
-        return every - {f"val/fid_floor_{self.judge.features.name}"}
+        return every - {f"val/fid_floor_{self.evaluator.features.name}"}
 
     def prepare(self, model: GenerativeModel, data: ImageDataModule) -> None:
         """Train or check the features before a run directory exists: errors come early."""
@@ -78,7 +78,7 @@ class Generation(pl.Callback):
             kind = type(model).__name__
             log.info("generation metrics skipped: %s has no prior to sample from", kind)
         if self._active:
-            self.judge.prepare(data.splits["train"], self.num_samples)
+            self.evaluator.prepare(data.splits["train"], self.num_samples)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw ``num_samples`` images and log how they compare with the training images."""
@@ -94,9 +94,8 @@ class Generation(pl.Callback):
             return
         test = trainer.datamodule.splits["test"]
         self._measure(trainer, pl_module, "test", self.test_samples or len(test), held_out=test)
-        if isinstance(self.judge.features, HasAccuracy):
-            accuracy = self.judge.features.accuracy(test.images, test.labels)
-            self._log(pl_module, f"test/accuracy_of_{self.judge.features.name}", accuracy)
+        for name, number in self.evaluator.accuracy(test).items():
+            self._log(pl_module, f"test/{name}", number.value)
 
     def state_dict(self) -> dict[str, int]:
         """The number of validations so far, which ``every`` counts."""
@@ -114,13 +113,13 @@ class Generation(pl.Callback):
         num: int,
         held_out: ImageData | None = None,
     ) -> None:
-        self.judge.features.to(pl_module.device)
+        self.evaluator.features.to(pl_module.device)
         autocast = trainer.precision_plugin.forward_context
         sampler = Sampler(self.seed, self.batch_size, autocast=autocast)
         train = trainer.datamodule.splits["train"]
-        numbers = self.judge.measure(pl_module.model, train, num, sampler, held_out)
+        numbers = self.evaluator.measure(pl_module.model, train, num, sampler, held_out)
         for name, number in numbers.items():
-            key = f"{stage}/{name}_{self.judge.features.name}"
+            key = f"{stage}/{name}_{self.evaluator.features.name}"
             value = number.value
             if value is None:
                 value = float("nan")  # a monitored name must be there

@@ -49,18 +49,14 @@ class StateWriter:
             self.best = None  # it stayed with the run that this one was begun from
 
     def is_new_best(self, value: float) -> bool:
-        """Whether a value is finite and better than all before; then it is the best from now on."""
+        """Whether a value is finite and better than ``best``."""
         if not math.isfinite(value):
             return False
         if self.best is None:
-            better = True
-        elif self.mode == "min":
-            better = value < self.best
-        else:
-            better = value > self.best
-        if better:
-            self.best = value
-        return better
+            return True
+        if self.mode == "min":
+            return value < self.best
+        return value > self.best
 
     def save(self, trainer: pl.Trainer, best: bool = False) -> None:
         """Write the state of all ranks; the best one also under a name that outlives ``keep``."""

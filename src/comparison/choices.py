@@ -17,7 +17,7 @@ def differing(settings: Sequence[dict[str, str]]) -> dict[str, list[str]]:
         unequal = found.differs(name)
         lacking = found.is_lacking(name) and not found.implied_by_another_choice(name)
         if (unequal or lacking) and not found.is_copy(name):
-            found.choices[name] = found.values(name)
+            found.add(name)
     names = sorted(found.choices, key=lambda name: name.startswith("evaluation"))
     return {name: found.choices[name] for name in names}
 
@@ -28,6 +28,10 @@ class Choices:
     def __init__(self, settings: Sequence[dict[str, str]]) -> None:
         self.settings = settings
         self.choices: dict[str, list[str]] = {}
+
+    def add(self, name: str) -> None:
+        """Count a setting among the choices."""
+        self.choices[name] = self.values(name)
 
     def values(self, name: str) -> list[str]:
         """The value of each run, "" where it has none."""

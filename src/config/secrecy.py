@@ -23,9 +23,8 @@ def refuse_secrets(words: list[str]) -> None:
     """Raise ConfigError where an override sets a secret, by its name or by its value."""
     for word in words:
         key, _, value = word.partition("=")
-        inner = (
-            re.findall(r"(\w+)['\"]?\s*:", value) if "{" in value else []
-        )  # the names in {name: value}
+        # the names in {name: value}
+        inner = re.findall(r"(\w+)['\"]?\s*:", value) if "{" in value else []
         for name in (*re.split(r"[.@/]", key.lstrip("+~")), *inner):
             if SETTING.search(name):
                 advice = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import yaml
@@ -33,11 +33,8 @@ BUILT = {  # nodes of a run's configuration that are built later, and from which
     "metric": {"metric", "torchmetrics.image"},
     "dataset": {"dataset"},
 }
-HANDED_OVER = {
-    "sampler",
-    "dataset",
-    "image",
-}  # their functions and classes are given their settings now and called later
+# functions and classes that are given their settings now and called later
+HANDED_OVER = {"sampler", "dataset", "image"}
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 100
@@ -53,17 +50,12 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
 
     Raises ValueError beyond ``most`` values or MAX_DEPTH levels, so also where a part holds itself.
     """
-    waiting, seen = [(tree, 0)], 1
+    waiting = [(tree, 0)]
+    seen = 1
     while waiting:
         value, depth = waiting.pop()
         yield value
-        parts = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list | tuple | set)
-            else ()
-        )
+        parts = children(value)
         seen += len(parts)
         if seen > most or depth > MAX_DEPTH:
             raise ValueError(
@@ -72,11 +64,21 @@ def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
         waiting += [(part, depth + 1) for part in parts]
 
 
+def children(value: object) -> Collection[object]:
+    """What a dictionary or sequence holds; nothing for other values."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set):
+        return value
+    return ()
+
+
 def check_plain(config: object) -> None:
     """Raise ValueError unless all of it, names too, is plain: what JSON can hold."""
     length = 0
     for value in values(config):
-        for part in (value, *(value if isinstance(value, dict) else ())):
+        names = value if isinstance(value, dict) else ()
+        for part in (value, *names):
             if type(part) not in PLAIN:
                 raise ValueError(f"holds {shown(part)}, which is no plain value")
             length += len(part) if isinstance(part, str) else 0
@@ -90,7 +92,9 @@ def check_config(config: object) -> None:
     if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
         raise ValueError("describes no model")
     for group, node in config.items():
-        for value in values(node) if group != "provenance" else ():  # there stands what was typed
+        if group == "provenance":  # there stands what was typed
+            continue
+        for value in values(node):
             if isinstance(value, str) and ("${" in value or value == "???"):
                 raise ValueError(f"has an unresolved value {shown(value)} in its configuration")
             if isinstance(value, dict) and group in BUILT:

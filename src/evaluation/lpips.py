@@ -65,7 +65,8 @@ def lpips(
     file = WeightFile(Path(weights).expanduser(), SETTING, published, sha256, advice)
 
     def network() -> nn.Module:
-        whole, state = _NoTrainLpips(net=net, pnet_rand=True), file.state()
+        whole = _NoTrainLpips(net=net, pnet_rand=True)
+        state = file.state()
         own = {name: state[_name_in_file(name)].float() for name in whole.net.state_dict()}
         whole.net.load_state_dict(own)
         return whole
@@ -85,8 +86,10 @@ class Lpips(LearnedPerceptualImagePatchSimilarity):
 
     def __init__(self, network: nn.Module, context: dict[str, Any]) -> None:
         Metric.__init__(self)
-        self.net, self.context = network, context
-        self.normalize, self.reduction = True, "none"
+        self.net = network
+        self.context = context
+        self.normalize = True
+        self.reduction = "none"
         self.add_state("all_scores", default=[], dist_reduce_fx=None)
 
     def fit(self, shape: Sequence[int]) -> dict[str, Any]:

@@ -50,15 +50,17 @@ class Reconstruction:
 
         def of_block(block: range) -> dict[str, Tensor | str]:
             x = data.batch("test", block).x.to(device)
-            output, target = model.reconstruct(x).float() / 2 + 0.5, x / 2 + 0.5
+            output = model.reconstruct(x).float() / 2 + 0.5
+            target = x / 2 + 0.5
             return {name: _values(metric, output, target) for name, metric in self.metrics.items()}
 
         parts = share_work(len(test), self.batch_size, of_block, shown("reconstruction"))
         context = {"split": "test", "n_images": len(test), "values": _scale(data)}
-        return {
-            name: _pooled(name, [part[name] for part in parts]).within(**contexts[name], **context)
-            for name in self.metrics
-        }
+        measured = {}
+        for name in self.metrics:
+            values = [part[name] for part in parts]
+            measured[name] = _pooled(name, values).within(**contexts[name], **context)
+        return measured
 
 
 def _values(metric: Metric, output: Tensor, target: Tensor) -> Tensor | str:

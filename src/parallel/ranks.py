@@ -16,18 +16,22 @@ from src.errors import ConfigError, ProjectError, first_line
 T = TypeVar("T")
 Progress = Callable[[list[range]], Iterator[range]]  # the same blocks, shown as they are done
 COMMON = (
-    *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback", "trainer"),
+    "seed",
+    "model",
+    "dataset",
+    "optimizer",
+    "lr_schedule",
+    "callback",
+    "trainer",
     "on_nonfinite",
 )
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside a distributed run."""
-    return (
-        (dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else (0, 1)
-    )
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def my_blocks(

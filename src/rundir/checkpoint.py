@@ -198,9 +198,8 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
     }
     weights |= checkpoint.get("ema", {})
     own = model.state_dict()
-    expected, found = (
-        {k: (v.shape, v.dtype) for k, v in state.items()} for state in (own, weights)
-    )
+    expected = _forms(own)
+    found = _forms(weights)
     wrong = [k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]
     if wrong:
         target = shown(checkpoint["config"]["model"].get("_target_"))
@@ -208,3 +207,8 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any]) -> None:
         why = f"{how_many} are missing, unknown or of another shape, first {shown(min(wrong))}"
         raise CheckpointError(f"the checkpoint holds another model ({target}): {why}")
     model.load_state_dict(weights)
+
+
+def _forms(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of each weight."""
+    return {name: (value.shape, value.dtype) for name, value in state.items()}

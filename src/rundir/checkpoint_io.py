@@ -11,6 +11,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from src.config.untrusted import children
 from src.errors import NonFiniteError, StorageError
 from src.files import atomic_path
 from src.rundir.checkpoint import read_checkpoint
@@ -46,11 +47,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint | {"config": self.config}, temporary)
             except RuntimeError as error:  # torch's writer hides the system's reason
-                need, free = _megabytes(checkpoint), shutil.disk_usage(temporary.parent).free / 1e6
-                if "DataLoader worker" in str(
-                    error
-                ):  # torch tells of it wherever the program stands
+                # torch reports a lost worker wherever the program stands
+                if "DataLoader worker" in str(error):
                     raise
+                need = _megabytes(checkpoint)
+                free = shutil.disk_usage(temporary.parent).free / 1e6
                 reason = f"about {need:.0f} MB needed, {free:.0f} MB free; free some space"
                 raise StorageError(f"cannot write {Path(path)}: {reason}") from error
 
@@ -62,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _finite(value: Tensor) -> bool:
-    """Whether all are; their sum mostly tells, in a tenth of the time."""
+    """Whether all values are finite; a finite sum proves it, in a tenth of the time."""
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
@@ -70,11 +71,4 @@ def _megabytes(content: object) -> float:
     """Of all tensors in nested dictionaries and lists."""
     if isinstance(content, Tensor):
         return content.nbytes / 1e6
-    parts = (
-        content.values()
-        if isinstance(content, dict)
-        else content
-        if isinstance(content, list | tuple)
-        else ()
-    )
-    return sum(map(_megabytes, parts))
+    return sum(map(_megabytes, children(content)))

@@ -43,7 +43,8 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory, self.keep = Path(directory), keep
+        self.directory = Path(directory)
+        self.keep = keep
 
     def path(self, step: int, kind: str = "step") -> Path:
         """Where the checkpoint of a step belongs."""
@@ -52,9 +53,8 @@ class CheckpointStore:
     def candidates(self) -> list[Path]:
         """Checkpoints to go on from, newest first; all where the pointer cannot be read."""
         alone = self.directory / LAST
-        if not (
-            self.directory / POINTER
-        ).exists():  # nothing was published, or it is a copy of the one file
+        pointer = self.directory / POINTER
+        if not pointer.exists():  # nothing was published, or it is a copy of the one file
             return [alone] if alone.is_file() else []
         latest = self._latest()
         return [
@@ -78,13 +78,12 @@ class CheckpointStore:
         step = int(STEP.fullmatch(path.name)[1])
         write_json(self.directory / POINTER, {"file": path.name, "step": step})
         alias(path, self.directory / LAST)
-        kept = sorted((other for other in self._steps() if other <= step), reverse=True)[
-            : self.keep
-        ]
-        for other in set(self._steps()) - set(kept):
+        steps = self._steps()
+        until = sorted((other for other in steps if other <= step), reverse=True)
+        for other in set(steps) - set(until[: self.keep]):
             self.path(other).unlink(missing_ok=True)
-        for other in self.directory.glob("best-*.ckpt") if best else ():
-            if other != best:
+        if best:
+            for other in set(self.directory.glob("best-*.ckpt")) - {best}:
                 other.unlink(missing_ok=True)
 
     def clean(self) -> None:

@@ -72,8 +72,10 @@ class ImageDataModule(pl.LightningDataModule):
         size = len(self.splits["train"])
         allowed = f"must be at most the {size} images of the training split"
         require(global_batch_size <= size, "dataset.global_batch_size", global_batch_size, allowed)
-        self.global_batch_size, self.seed = global_batch_size, seed
-        self.flip, self.binarize = flip, binarize
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.flip = flip
+        self.binarize = binarize
         self.workers = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
@@ -99,19 +101,15 @@ class ImageDataModule(pl.LightningDataModule):
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Images of a split, with the bits and the noise seeds that its loader gives them."""
         seed = mix(self.seed, split)
-        return self._batches(split, flip=False)[
-            list(indices), [mix(seed, index) for index in indices]
-        ]
+        noise_seeds = [mix(seed, index) for index in indices]
+        return self._batches(split, flip=False)[list(indices), noise_seeds]
 
     def _eval_loader(self, split: str) -> DataLoader:
-        world, size = (
-            self.trainer.world_size,
-            self.global_batch_size // self.trainer.accumulate_grad_batches,
-        )
+        world = self.trainer.world_size
+        size = self.global_batch_size // self.trainer.accumulate_grad_batches
         own = max(1, size // world)
-        plan = EvalPlan(
-            len(self.splits[split]), mix(self.seed, split), own, self.trainer.global_rank, world
-        )
+        num = len(self.splits[split])
+        plan = EvalPlan(num, mix(self.seed, split), own, self.trainer.global_rank, world)
         batches = self._batches(split, flip=False)
         return DataLoader(batches, batch_size=None, sampler=plan, **self.workers)
 

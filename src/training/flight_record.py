@@ -30,14 +30,18 @@ def write_flight_record(
     it is there, and comes to the same step with the same numbers.
     """
     module = trainer.lightning_module
+    losses = losses * trainer.accumulate_grad_batches
+    numbers = [_number(loss) for loss in losses]
+    images = [_images(module.model, batch) for batch in batches]
+    layers = {name: _norms(parameter) for name, parameter in module.model.named_parameters()}
     record = {
         "step": trainer.global_step,
         "epoch": trainer.current_epoch,
         "lr": trainer.optimizers[0].param_groups[0]["lr"],
         "precision": trainer.precision,
-        "losses": [_number(loss) for loss in losses * trainer.accumulate_grad_batches],
-        "images": [_images(module.model, batch) for batch in batches],
-        "layers": {name: _norms(parameter) for name, parameter in module.model.named_parameters()},
+        "losses": numbers,
+        "images": images,
+        "layers": layers,
         "replay": _replay(trainer, f"nonfinite-{trainer.global_step:08d}"),
     }
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")

@@ -55,7 +55,8 @@ class Interruption:
         wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="signals").start()
         signal.signal(signal.SIGHUP, lambda *_: silence(terminals))
-        self._depth, self.requested = 1, None
+        self._depth = 1
+        self.requested = None
         self.listen()
         try:
             yield
@@ -68,7 +69,10 @@ class Interruption:
                 signal.signal(signum, handler)
             signal.set_wakeup_fd(wakeup)
             os.close(write_end)  # the thread ends, and with it the deadline
-            self.requested, self.busy, self.may_leave, self._depth = None, False, False, 0
+            self.requested = None
+            self.busy = False
+            self.may_leave = False
+            self._depth = 0
 
     def listen(self) -> None:
         """Install the handlers, again after Lightning's own, which wait for other ranks."""

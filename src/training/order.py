@@ -20,7 +20,10 @@ class Batches(Dataset):
     """Turns a key (indices, seeds) into a Batch, many images at a time."""
 
     def __init__(self, data: ImageData, split: str, flip: bool, binarize: str | None) -> None:
-        self.data, self.split, self.flip, self.binarize = data, split, flip, binarize
+        self.data = data
+        self.split = split
+        self.flip = flip
+        self.binarize = binarize
 
     def __getitem__(self, key: Key) -> Batch:
         indices, seeds = key
@@ -62,9 +65,12 @@ class TrainPlan(Sampler[Key]):
     def __init__(
         self, num_images: int, seed: int, global_batch_size: int, shares: tuple[int, int, int]
     ) -> None:
-        self.num_images, self.seed, self.global_batch_size = num_images, seed, global_batch_size
+        self.num_images = num_images
+        self.seed = seed
+        self.global_batch_size = global_batch_size
         self.accumulate, self.world_size, self.rank = shares
-        self.epoch, self.done = -1, 0  # batches of this epoch already given out
+        self.epoch = -1
+        self.done = 0  # batches of this epoch already given out
 
     def __len__(self) -> int:
         return self.num_images // self.global_batch_size * self.accumulate
@@ -89,7 +95,8 @@ class EvalPlan(Sampler[Key]):
     def __init__(
         self, num_images: int, seed: int, batch_size: int, rank: int, world_size: int
     ) -> None:
-        self.seed, self.batch_size = seed, batch_size
+        self.seed = seed
+        self.batch_size = batch_size
         self.mine = range(rank, num_images, world_size)
 
     def __len__(self) -> int:
@@ -116,12 +123,14 @@ class ResumableLoader(DataLoader):
         super().__init__(
             batches, batch_size=None, sampler=plan, generator=torch.Generator(), **workers
         )
-        self._continues, self._end = False, end
+        self._continues = False
+        self._end = end
 
     def __iter__(self) -> Iterator[Batch]:
         plan = self.sampler
         if not self._continues:
-            plan.epoch, plan.done = plan.epoch + 1, 0
+            plan.epoch += 1
+            plan.done = 0
         self._continues = False
         batches = super().__iter__()
         while True:
@@ -135,13 +144,12 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches given out in it; before the first one, the end of the last epoch."""
         plan = self.sampler
-        return (
-            {"epoch": plan.epoch, "done": plan.done}
-            if plan.done
-            else {"epoch": plan.epoch - 1, "done": self._end}
-        )
+        if plan.done:
+            return {"epoch": plan.epoch, "done": plan.done}
+        return {"epoch": plan.epoch - 1, "done": self._end}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; at the end of an epoch, with the next one."""
-        self.sampler.epoch, self.sampler.done = state["epoch"], state["done"]
+        self.sampler.epoch = state["epoch"]
+        self.sampler.done = state["done"]
         self._continues = 0 < state["done"] < self._end
