@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -30,17 +30,30 @@ OF_THE_DRIVER = ("launcher=", "resume=")  # overrides that are not passed to job
 TRIAL = "sweep.trial"  # the number of the job again, and no choice
 
 
+class Backend(Protocol):
+    """Where jobs run. grace, leaving: seconds that a job, and all of them, may take to stop."""
+
+    grace: float
+    leaving: float
+
+    def open(self) -> None:
+        """Raise ConfigError where nothing can be run."""
+
+    def check(self, job: Job) -> None:
+        """Raise ConfigError where this job cannot be run."""
+
+    def run(self, jobs: Iterator[Job | None]) -> Iterator[tuple[Job, int, str]]:
+        """Run jobs; give each with exit code and reason as it ends. Closing stops the others."""
+
+    def at_once(self, devices: int | str) -> int:
+        """How many jobs of a study run at a time."""
+
+
 class JobLauncher(Launcher):
     """Runs the jobs of a sweeper; a table, ``jobs.csv`` and an exit code show how each ended.
 
     Finished jobs are not done again, others go on from their checkpoint. A failed job stops no
-    other one. A backend has
-
-    - ``open()``: raises ConfigError where nothing can be run;
-    - ``check(job)``: likewise for one job;
-    - ``run(jobs)``: an iterator of (job, exit code, why) as jobs end, which stops what is running
-      when it is closed, within ``leaving`` seconds;
-    - ``at_once(devices)``: how many jobs of a study run at a time.
+    other one.
 
     Arguments:
         backend: its class.
@@ -64,7 +77,7 @@ class JobLauncher(Launcher):
         }
 
     @cached_property
-    def backend(self) -> Any:  # noqa: ANN401 (one of three classes)
+    def backend(self) -> Backend:
         """The backend. Raises ConfigError where its settings do not fit, or it is not installed."""
         kind = get_class(self.kind)
         check_settings(OmegaConf.create({"launcher": self.settings}), launcher=kind)

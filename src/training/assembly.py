@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +15,7 @@ from src.config.build import build, naming
 from src.config.checks import check_training
 from src.config.words import nearest
 from src.errors import ConfigError, require
-from src.model.base import GenerativeModel
+from src.model.base import CanEstimate, GenerativeModel
 from src.noise import generator
 from src.parallel.ranks import SameOnAllRanks
 from src.rundir.checkpoint_io import AtomicCheckpointIO
@@ -27,6 +27,29 @@ from src.training.module import GenerativeModule
 from src.training.trainer import build_trainer, counts_epochs, fill_length
 
 STAGES = ("train", "val", "test")
+
+
+@runtime_checkable
+class LogsNumbers(Protocol):
+    """A callback that logs numbers, beside the model's losses."""
+
+    def logged(self, model: GenerativeModel) -> set[str]:
+        """Their names in a run of ``model``."""
+
+
+@runtime_checkable
+class Monitors(Protocol):
+    """A callback that follows one number."""
+
+    monitor: str | None
+
+
+@runtime_checkable
+class TakesLong(Protocol):
+    """A callback with something to do before the run begins, such as training features."""
+
+    def prepare(self, model: GenerativeModel, data: ImageDataModule) -> None:
+        """Do it."""
 
 
 class Parts(NamedTuple):
@@ -95,7 +118,7 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
     io = AtomicCheckpointIO(config)
     trainer = build_trainer(cfg, callbacks=[same, *callbacks.values()], plugins=[io], logger=False)
     for callback in callbacks.values():
-        if hasattr(callback, "prepare"):
+        if isinstance(callback, TakesLong):
             callback.prepare(model, data)
     module = GenerativeModule(model, optimizer, scheduler)
     return Assembly(start, module, data, trainer, config)
@@ -113,12 +136,12 @@ def _check_monitored(
     """Raise ConfigError where nothing will log the optimised metric, or a monitored one."""
     logged = _losses(cfg, model)
     for callback in callbacks.values():
-        if hasattr(callback, "logged"):
+        if isinstance(callback, LogsNumbers):
             logged |= callback.logged(model)
     known = sorted(logged)
     wanted = {"optimized_metric": cfg.optimized_metric}
     for key, callback in callbacks.items():
-        if getattr(callback, "monitor", None) is not None:
+        if isinstance(callback, Monitors) and callback.monitor is not None:
             wanted[f"callback.{key}.monitor"] = callback.monitor
     for setting, name in wanted.items():
         allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
@@ -136,7 +159,7 @@ def _losses(cfg: DictConfig, model: GenerativeModel) -> set[str]:
 
 def _check_bits(model: GenerativeModel, data: ImageDataModule) -> None:
     """Raise ConfigError where the likelihood is one of bits and the images are grey."""
-    if getattr(model, "discrete_scale", None) != "bits":
+    if not isinstance(model, CanEstimate) or model.discrete_scale != "bits":
         return
     images = data.batch("val", range(min(16, len(data.splits["val"])))).x
     if not (images.abs() == 1).all():
