@@ -94,7 +94,7 @@ def test_every_option_has_its_file(group):
 
 def test_targets_exist():
     for path in CONF.rglob("*.yaml"):
-        for target in re.findall(r"_target_: (\S+)", path.read_text()):
+        for target in re.findall(r"_target_: ([\w.]+)", path.read_text()):
             module, _, name = target.rpartition(".")
             assert hasattr(importlib.import_module(module), name), f"{path}: {target}"
 

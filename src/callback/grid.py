@@ -43,14 +43,14 @@ class Grid(pl.Callback):
         self.seed = seed
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Samples, or reconstructions where a model cannot sample."""
+        """Samples, or reconstructions of a model that cannot sample; else nothing."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        name = f"step-{trainer.global_step:08d}"
         if isinstance(pl_module.model, CanSample):
-            picture = self._samples(pl_module)
-        else:
-            picture = self._pairs(trainer, pl_module)
-        self._save(trainer, f"step-{trainer.global_step:08d}", "samples", picture)
+            self._save(trainer, name, "samples", self._samples(pl_module))
+        elif isinstance(pl_module.model, CanReconstruct):
+            self._save(trainer, name, "samples", self._pairs(trainer, pl_module))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The final pictures."""
