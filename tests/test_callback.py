@@ -14,6 +14,7 @@ from PIL import Image
 from src.callback.checkpoint import Checkpoint
 from src.callback.ema import EMA
 from src.callback.generation import Generation
+from src.callback.grid import Grid
 from src.callback.save_policy import SavePolicy
 from src.callback.state_writer import StateWriter
 from src.dataset.base import ImageData
@@ -43,6 +44,17 @@ class OneNumber(GenerativeModel):
         return self.weight + 0.1 * randn((num, 1, 2, 2), generator)
 
 
+class LossAlone(GenerativeModel):
+    """All that a model must have."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def loss(self, x, label=None, generator=None):
+        return {"loss": -self.weight}
+
+
 class Mean(Features):
     """The mean grey value and its neighbour: enough to see which weights drew a sample."""
 
@@ -56,13 +68,13 @@ def distances(**settings):
     return Generation(Mean(), GenerationMetrics({"fid": Fid()}), seed=0, **settings)
 
 
-def run(callbacks, steps=6, batch=8, **trainer):
+def run(callbacks, steps=6, batch=8, model=None, **trainer):
     torch.manual_seed(0)
     images = torch.randint(0, 256, (32, 1, 2, 2), dtype=torch.uint8)
     data = ImageDataModule(
         lambda split: ImageData(images, torch.zeros(32).long()), (1, 2, 2), batch, seed=0
     )
-    model = OneNumber()
+    model = model or OneNumber()
     module = GenerativeModule(model, torch.optim.SGD(model.parameters(), lr=0.1))
     quiet = {
         "logger": False,
@@ -130,6 +142,12 @@ def test_validation_and_test_see_the_average_and_training_never_does():
     assert watch.validating == pytest.approx(expected, abs=1e-6)
     assert watch.training == pytest.approx([0.1 * n for n in range(6)], abs=1e-6)
     assert float(module.model.weight) == pytest.approx(0.6)
+
+
+def test_a_model_with_a_loss_alone_has_no_pictures(tmp_path):
+    fit, module, data = run([Grid(tmp_path)], model=LossAlone(), val_check_interval=2)
+    fit.test(module, data, verbose=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_generation_metric_really_sees_the_average():
