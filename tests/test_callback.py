@@ -30,8 +30,8 @@ from src.training.data import ImageDataModule
 from src.training.module import GenerativeModule
 
 
-class OneNumber(GenerativeModel):
-    """Its weight rises by the learning rate at every step; it samples images of that weight."""
+class LossAlone(GenerativeModel):
+    """All that a model must have; its weight rises by the learning rate at every step."""
 
     def __init__(self):
         super().__init__()
@@ -39,20 +39,13 @@ class OneNumber(GenerativeModel):
 
     def loss(self, x, label=None, generator=None):
         return {"loss": -self.weight}
+
+
+class OneNumber(LossAlone):
+    """It samples images of its weight."""
 
     def sample(self, num, label=None, generator=None):
         return self.weight + 0.1 * randn((num, 1, 2, 2), generator)
-
-
-class LossAlone(GenerativeModel):
-    """All that a model must have."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-
-    def loss(self, x, label=None, generator=None):
-        return {"loss": -self.weight}
 
 
 class Mean(Features):

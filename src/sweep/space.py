@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,10 +19,11 @@ from optuna.distributions import (
 from optuna.samplers import GridSampler
 
 from src.config.cli import CONF
-from src.config.words import nearest
+from src.config.words import names, nearest
 from src.errors import ConfigError, first_line
 
 Space = dict[str, BaseDistribution]
+NO_SETTINGS = ("hydra", "sweep")  # nodes that are no settings of a run
 FORMS = (
     "choice(a, b), range(start, stop, step), interval(low, high), "
     "int(interval(low, high)) or tag(log, ...) of one"
@@ -77,7 +78,8 @@ def _parsed(overrides: Sequence[str]) -> Iterator[Override]:
 def _check_key(config: DictConfig, override: Override) -> None:
     """Raise ConfigError for what would make the jobs fail one by one."""
     groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra/")]
-    known = [*groups, *names(OmegaConf.to_container(config, resolve=False))]
+    settings = names(OmegaConf.to_container(config, resolve=False))
+    known = [*groups, *(name for name in settings if name.partition(".")[0] not in NO_SETTINGS)]
     key = override.key_or_group
     if not override.is_add() and key not in known:
         advice = nearest(key, known) or "; --cfg job shows them all"
@@ -91,15 +93,6 @@ def _check_key(config: DictConfig, override: Override) -> None:
             there = f"{nearest(option, options)}; there are {', '.join(options)}"
             why = f"the search space names {key}={option}, which is no option{there}"
             raise ConfigError(f"{override.input_line}: {why}")
-
-
-def names(node: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings and nodes below ``node``, but for Hydra's and the sweep's."""
-    for key, value in node.items():
-        if prefix or key not in ("hydra", "sweep"):
-            yield f"{prefix}{key}"
-            if isinstance(value, Mapping):
-                yield from names(value, f"{prefix}{key}.")
 
 
 def _distribution(override: Override) -> BaseDistribution:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
 from src.files import write_text
+from src.report.study import complete
 from src.rundir import lock
 from src.sweep.space import Space
 from src.sweep.storage import open_storage
@@ -160,11 +161,7 @@ class Trials:
 
     def best(self) -> list[FrozenTrial]:
         """The best trial, or the Pareto front; [] where none is complete."""
-        return self.study.best_trials if self.complete() else []
-
-    def complete(self) -> list[FrozenTrial]:
-        """Trials with a result."""
-        return self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        return self.study.best_trials if complete(self.study) else []
 
 
 def _changes(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:

@@ -21,7 +21,7 @@ from src.config.words import nearest
 from src.errors import ConfigError, first_line, require
 from src.launch.job import FINISHED, Job, JobFailed
 from src.launch.launcher import JobLauncher
-from src.report.study import draw_study
+from src.report.study import complete, draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
 from src.sweep.study import OWNER, Trials
 
@@ -207,7 +207,7 @@ def _sampler(config: DictConfig, space: Space, known: int) -> BaseSampler:
 
 def _show(trials: Trials, names: list[str]) -> None:
     """Print the best trials of the study, each with its run directory, and draw it."""
-    picture = trials.folder / "study.png" if trials.complete() else ""
+    picture = trials.folder / "study.png" if complete(trials.study) else ""
     states = [trial.state.name.lower() for trial in trials.study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"\nStudy {trials.study.study_name}: {counts}   {picture}")
