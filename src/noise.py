@@ -1,18 +1,84 @@
 """Keyed randomness: a random number is a pure function of a key, as (seed, "train", epoch, step).
 
 No draw depends on rank, worker, device or on what was drawn before, so runs resume exactly and any
-number of processes trains the same model.
+number of processes trains the same model. Two kinds of keys say what a batch draws: ``Seeds``, one
+for each image, and ``Rows``, one for the whole global batch of an optimiser step.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Key = tuple[int | str | float, ...]
+Draw = Callable[[Tensor, torch.Generator | None], Tensor]  # fills a tensor
+
+NUM_BLOCKS = 64  # of a global batch at most, each with a generator
+BLOCK = 64  # images of a block at least
+
+
+class RowGenerators:
+    """Draws for the rows of a global batch: every block of them has a generator of its own.
+
+    Blocks are a function of the size of the global batch alone. Those that hold a row of ours are
+    drawn whole, and our rows are taken from them: a rank or a micro-batch draws the numbers that
+    a single process would draw for its images, at the cost of its own images.
+    """
+
+    def __init__(self, key: Key, rows: range, total: int) -> None:
+        size = max(BLOCK, -(-total // NUM_BLOCKS))
+        first = rows.start // size
+        self._rows = slice(rows.start - first * size, rows.stop - first * size)
+        self._blocks = [
+            (generator(*key, start), min(size, total - start))
+            for start in range(first * size, rows.stop, size)
+        ]
+
+    def __len__(self) -> int:
+        return self._rows.stop - self._rows.start
+
+    def fill(self, out: Tensor, draw: Draw) -> None:
+        """Fill ``out``, one row for each of ours, with what ``draw`` puts into whole blocks."""
+        num = sum(size for _, size in self._blocks)
+        all_of_them = out if num == len(out) else out.new_empty(num, *out.shape[1:])
+        start = 0
+        for own, size in self._blocks:
+            draw(all_of_them[start : start + size], own)
+            start += size
+        if all_of_them is not out:
+            out.copy_(all_of_them[self._rows])
+
+
+Generators = torch.Generator | Sequence[torch.Generator] | RowGenerators | None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What a batch draws where every image has a seed: in evaluation and sampling."""
+
+    seeds: Sequence[int]
+
+    def generators(self, *purpose: str) -> list[torch.Generator]:
+        """One for each image; another purpose has other ones."""
+        return generators([mix(seed, *purpose) if purpose else seed for seed in self.seeds])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a batch of training draws: rows first .. last - 1 of a global batch of ``total``."""
+
+    key: Key
+    first: int
+    last: int
+    total: int
+
+    def generators(self, *purpose: str) -> RowGenerators:
+        """Of these rows; another purpose has other ones."""
+        return RowGenerators((*self.key, *purpose), range(self.first, self.last), self.total)
 
 
 def mix(*key: int | str | float) -> int:
@@ -31,7 +97,7 @@ def generator(*key: int | str | float) -> torch.Generator:
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per image from the seeds that a batch carries."""
+    """One CPU generator per image from its seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
@@ -43,20 +109,22 @@ def randn(
 ) -> Tensor:
     """Standard normal noise of ``shape``, in ``dtype`` on ``device``.
 
-    generator: None (torch's global one), one generator, or a sequence with one per image
+    generator: None (torch's global one), one generator, a sequence with one per image
     (``len == shape[0]``): then image i's noise depends on its own generator alone, whatever the
-    batch it is part of. Always drawn in float32 on the generator's device, so a cast or another
-    device does not change the numbers. Raises ValueError for another number of generators.
+    batch it is part of; or those of the rows of a global batch. Always drawn in float32 on the
+    generator's device, so a cast or another device does not change the numbers. Raises ValueError
+    for another number of generators.
     """
-    if isinstance(generator, Sequence):
-        _check_one_each(shape, generator)
-        noise = torch.empty(tuple(shape), dtype=torch.float32)
-        for row, own in zip(noise, generator, strict=True):
-            row.normal_(generator=own)
-    else:
-        where = generator.device if generator else device
-        noise = torch.randn(tuple(shape), generator=generator, device=where, dtype=torch.float32)
-    return noise.to(device=device, dtype=dtype, non_blocking=True)
+    return _drawn(_normal, shape, torch.float32, generator, device).to(dtype)
+
+
+def rand(
+    shape: Sequence[int],
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Uniform numbers in [0, 1) of ``shape``, float32; ``generator`` as in ``randn``."""
+    return _drawn(_uniform, shape, torch.float32, generator, device)
 
 
 def randint(
@@ -67,18 +135,55 @@ def randint(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """``num`` integers uniform in low .. high - 1, (num,) long; ``generator`` as in ``randn``."""
-    if isinstance(generator, Sequence):
-        _check_one_each((num,), generator)
-        draws = torch.empty(num, dtype=torch.long)
-        for row, own in zip(draws, generator, strict=True):
-            row.random_(low, high, generator=own)
-    else:
+
+    def draw(out: Tensor, own: torch.Generator | None) -> Tensor:
+        return out.random_(low, high, generator=own)
+
+    return _drawn(draw, (num,), torch.long, generator, device)
+
+
+def _normal(out: Tensor, own: torch.Generator | None) -> Tensor:
+    return out.normal_(generator=own)
+
+
+def _uniform(out: Tensor, own: torch.Generator | None) -> Tensor:
+    return out.uniform_(generator=own)
+
+
+def _drawn(
+    draw: Draw,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    generator: Generators,
+    device: torch.device | str | None,
+) -> Tensor:
+    """Numbers of ``shape`` drawn where the generators are, moved to ``device``."""
+    if generator is None or isinstance(generator, torch.Generator):
         where = generator.device if generator else device
-        draws = torch.randint(low, high, (num,), generator=generator, device=where)
-    return draws.to(device=device, non_blocking=True)
-
-
-def _check_one_each(shape: Sequence[int], generator: Sequence[torch.Generator]) -> None:
+        return _moved(draw(_empty(shape, dtype, device, where), generator), device)
     if len(generator) != shape[0]:
         found = f"{len(generator)} generators for {shape[0]} images"
         raise ValueError(f"{found}: give one per image, or a single one")
+    out = _empty(shape, dtype, device, "cpu")
+    if isinstance(generator, RowGenerators):
+        generator.fill(out, draw)
+    else:
+        for row, own in zip(out, generator, strict=True):
+            draw(row, own)
+    return _moved(out, device)
+
+
+def _empty(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    where: torch.device | str | None,
+) -> Tensor:
+    """To be filled on ``where``: page-locked if it is then copied to a GPU, without a wait."""
+    leaves = device is not None and torch.device(device).type == "cuda"
+    pinned = leaves and torch.device(where).type == "cpu"
+    return torch.empty(tuple(shape), dtype=dtype, device=where, pin_memory=pinned)
+
+
+def _moved(numbers: Tensor, device: torch.device | str | None) -> Tensor:
+    return numbers.to(device=device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from src.dataset.base import Batch
 from src.model.base import GenerativeModel
+from src.noise import Seeds
 from src.training.module import GenerativeModule
 
 SIZES = (7, 7, 3)
@@ -37,7 +39,7 @@ class Cut(pl.Callback):
 
 
 def loader():
-    batches = [Batch(images(num), None, [0] * num, list(range(num))) for num in SIZES]
+    batches = [Batch(images(num), None, Seeds([0] * num), np.arange(num)) for num in SIZES]
     return DataLoader(batches, batch_size=None)
 
 

@@ -1,5 +1,6 @@
 """Keyed randomness: a number depends on its key and its own generator alone."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 from support import seeded
 
-from src.noise import generator, generators, mix, randint, randn
+from src.noise import Rows, Seeds, generator, generators, mix, rand, randint, randn
 
 SHAPE = (4, 3, 5, 5)
 
@@ -97,3 +98,75 @@ def test_randint_is_uniform_below_high(make):
 def test_wrong_number_of_generators_is_refused(draw, count):
     with pytest.raises(ValueError, match=f"{count} generators for 4 images"):
         draw(generators(range(count)))
+
+
+def draws_of(own, num):
+    """As a model draws: times first, then noise, then numbers from the same generators."""
+    return [randint(1, 1000, num, own), randn((num, 2, 3), own), rand((num, 5), own)]
+
+
+@pytest.mark.parametrize("total", [1, 6, 64, 65, 200, 64 * 64, 64 * 80 + 3])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_rows_of_a_global_batch_are_the_same_however_it_is_cut(total, parts):
+    key = (5, "train", 1, 2)
+    whole = draws_of(Rows(key, 0, total, total).generators(), total)
+    edges = [total * part // parts for part in range(parts + 1)]
+    cut = [
+        draws_of(Rows(key, first, last, total).generators(), last - first)
+        for first, last in itertools.pairwise(edges)
+        if last > first
+    ]
+    for kind, drawn in enumerate(whole):
+        assert torch.equal(torch.cat([part[kind] for part in cut]), drawn)
+
+
+def test_rows_differ_from_each_other_and_between_steps_and_purposes():
+    first, again, other = (Rows((0, "train", 0, step), 0, 300, 300) for step in (0, 0, 1))
+    noise = randn((300, 40), first.generators())
+    assert torch.equal(noise, randn((300, 40), again.generators()))
+    assert len(noise.unique(dim=0)) == 300
+    for unlike in (other.generators(), first.generators("flip")):
+        correlation = torch.corrcoef(
+            torch.stack([noise.flatten(), randn((300, 40), unlike).flatten()])
+        )
+        assert abs(correlation[0, 1]) < 5 / noise.numel() ** 0.5
+
+
+def test_moments_of_rows():
+    def make():
+        return Rows((0,), 10, 410, 1000).generators()
+
+    noise = randn((400, 1, 16, 16), make(), dtype=torch.float64)
+    bound = 5 / noise.numel() ** 0.5
+    assert abs(noise.mean()) < bound
+    assert abs(noise.square().mean() - 1) < bound * 2**0.5
+    uniform = rand((400, 16, 16), make())
+    assert 0 <= uniform.min()
+    assert uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 5 / (12 * uniform.numel()) ** 0.5
+
+
+def test_a_rank_draws_no_more_than_its_own_blocks():
+    """However large the global batch: what a rank pays does not grow with the number of ranks."""
+    drawn = []
+
+    def counting(out, own):
+        drawn.append(len(out))
+        return out
+
+    own = Rows((0,), 64 * 50, 64 * 51, 64 * 64).generators()
+    own.fill(torch.empty(64, 3), counting)
+    assert drawn == [64]
+
+
+def test_seeds_of_a_purpose_are_keyed_by_image_and_purpose():
+    seeds = Seeds([3, 4])
+    assert torch.equal(
+        randn(SHAPE[:1], seeds.generators() * 2), randn(SHAPE[:1], generators([3, 4, 3, 4]))
+    )
+    assert torch.equal(rand((2, 9), seeds.generators("flip"))[1], rand((9,), generator(4, "flip")))
+
+
+def test_a_wrong_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="3 generators for 4 images"):
+        randn(SHAPE, Rows((0,), 0, 3, 12).generators())

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from src.errors import CheckpointError, ConfigError, DataError
 from src.evaluation.lpips import BACKBONES, Lpips, lpips
 from src.evaluation.reconstruction import Reconstruction
 from src.metric.reconstruction import fit, per_image, window
-from src.noise import generator
+from src.noise import Seeds, generator
 
 SHAPE = (1, 8, 8)
 
@@ -114,7 +115,7 @@ class Data:
 
     def batch(self, split, block):
         x = self.splits[split].images[list(block)] / 127.5 - 1
-        return Batch(x, None, [0] * len(block), list(block))
+        return Batch(x, None, Seeds([0] * len(block)), np.array(block))
 
 
 def measured(named, num=30, batch_size=7, shape=SHAPE):

@@ -25,6 +25,7 @@ from src.dataset import shards
 from src.dataset.base import SPLITS
 from src.dataset.webdataset import _expand, load, write_index
 from src.errors import ConfigError, DataError
+from src.noise import randn
 from src.training.data import ImageDataModule
 
 
@@ -157,20 +158,28 @@ def test_patterns_are_written_out_like_those_of_a_shell(first, more, digits):
     ]
 
 
+def drawn(batch):
+    return randn((len(batch.x),), batch.noise.generators()).tolist()
+
+
 def batches(root, workers=0, world=1, done=0):
-    """All batches of the first epoch of every rank, as in the global batch: (numbers, seeds, x)."""
+    """All batches of the first epoch of every rank, as in the global batch: (numbers, noise, x)."""
     parts = []
     for rank in range(world):
         data = ImageDataModule(
             lambda split: load(root, split, 8), (3, 8, 8), 12, seed=3, num_workers=workers
         )
         data.trainer = SimpleNamespace(
-            accumulate_grad_batches=1, world_size=world, global_rank=rank, limit_train_batches=1.0
+            accumulate_grad_batches=1,
+            world_size=world,
+            global_rank=rank,
+            limit_train_batches=1.0,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         loader = data.train_dataloader()
         if done:
             loader.load_state_dict({"epoch": 0, "done": done})
-        parts.append([(b.label.tolist(), b.seeds, b.x) for b in loader])
+        parts.append([(b.label.tolist(), drawn(b), b.x) for b in loader])
     steps = zip(*parts, strict=True)
     return [
         (

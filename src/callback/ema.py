@@ -29,13 +29,16 @@ class EMA(pl.Callback):
         self.decay = decay
         self.updates = 0
         self.average: dict[str, Tensor] = {}
+        self._weights: dict[str, torch.nn.Parameter] = {}
         self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights themselves, or with the average that the checkpoint brought."""
         restored = self.average
         self.average = {}
-        for name, parameter in _parameters(pl_module).items():
+        named = pl_module.model.named_parameters()
+        self._weights = {name: p for name, p in named if p.requires_grad}
+        for name, parameter in self._weights.items():
             start = restored.get(name, parameter.detach())
             self.average[name] = start.to(parameter.device, copy=True)
 
@@ -53,16 +56,16 @@ class EMA(pl.Callback):
         self._seen = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = [parameter.detach() for parameter in _parameters(pl_module).values()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        averages, weights = list(self.average.values()), list(self._weights.values())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the average in place."""
-        self._swap(pl_module, into_average=True)
+        self._swap(into_average=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the training weights back."""
-        self._swap(pl_module, into_average=False)
+        self._swap(into_average=False)
 
     on_test_start = on_validation_start
     on_test_end = on_validation_end
@@ -71,7 +74,7 @@ class EMA(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Never leave the average where the training weights belong."""
-        self._swap(pl_module, into_average=False)
+        self._swap(into_average=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -93,14 +96,10 @@ class EMA(pl.Callback):
         """Restore the number of updates."""
         self.updates = state_dict["updates"]
 
-    def _swap(self, pl_module: pl.LightningModule, into_average: bool) -> None:
+    def _swap(self, into_average: bool) -> None:
         """Exchange weights and average by pointer, where there is an average."""
         if self._swapped == into_average or not self.average:
             return
-        for name, parameter in _parameters(pl_module).items():
+        for name, parameter in self._weights.items():
             parameter.data, self.average[name] = self.average[name], parameter.data
         self._swapped = into_average
-
-
-def _parameters(pl_module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in pl_module.model.named_parameters() if p.requires_grad}

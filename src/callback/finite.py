@@ -1,8 +1,9 @@
-"""Non-finite losses and gradients: found before the optimiser's step, and recorded."""
+"""Non-finite losses and gradients: found at their step, never trained on, and recorded."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -11,10 +12,18 @@ from torch.optim import Optimizer
 
 from src.dataset.base import Batch
 from src.errors import NonFiniteError, require
-from src.training.flight_record import write_flight_record
+from src.training.flight_record import Step, write_flight_record
 
 POLICIES = ("raise", "skip")
 RECORDS = 3  # of a run: the first are enough to see why
+
+
+class Question(NamedTuple):
+    """Whether an optimiser step was finite. bad: () float on the device, 0 where all is finite."""
+
+    trainer: pl.Trainer
+    step: Step
+    bad: Tensor
 
 
 class Finite(pl.Callback):
@@ -23,6 +32,10 @@ class Finite(pl.Callback):
     Where they are not finite, ``<dirpath>/nonfinite-<step>/`` records what happened
     (src/training/flight_record.py). With 16-bit floats infinite gradients are left to the loss
     scaler; only losses are checked.
+
+    A fused optimiser skips such a step by itself. The device is asked later, when it has long
+    answered: before the next gradients, a validation, a checkpoint and the end. Others are asked
+    before they step.
 
     Arguments:
         dirpath: the run directory.
@@ -37,72 +50,97 @@ class Finite(pl.Callback):
         self.skipped = 0
         self._batches: list[Batch] = []
         self._losses: list[Tensor] = []
+        self._open: Question | None = None  # not asked yet
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Keep the batches of this optimiser step: several where gradients are accumulated."""
+        """Keep the batches of this optimiser step."""
         self._batches.append(batch)
+
+    def on_before_zero_grad(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Ask, before the gradients of the last step are lost."""
+        self._ask()
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Keep their losses."""
+        """Keep the losses."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Check all numbers of a step together: the one time that the device is waited for."""
+        """Put all numbers of a step into one, on the device."""
+        gradients = pl_module.gradients
         losses = torch.stack(self._losses)
-        gradients = []
+        total = losses.sum()
         if trainer.precision != "16-mixed":
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        numbers = torch.stack([losses.abs().sum(), *torch._foreach_norm(gradients)])
-        bad = not bool(numbers.isfinite().all())
+            total = total + gradients.norm()
+        bad = total.isfinite().logical_not().float()
         if trainer.world_size > 1:  # all ranks, or none
-            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
-        if bad:
-            self._skip(trainer, losses)
+            bad = trainer.strategy.reduce(bad, reduce_op="max")
+        rate = optimizer.param_groups[0]["lr"]
+        step = Step(trainer.global_step, trainer.current_epoch, rate, self._batches, losses)
+        self._open = Question(trainer, step, bad)
         self._batches = []
         self._losses = []
+        if gradients.fused:
+            gradients.skip_if(bad)
+        else:
+            self._ask()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
-        """Log how many steps were skipped."""
-        if self.skipped:
-            pl_module.log("train/skipped", float(self.skipped), batch_size=1)
+        """Log how many steps were skipped, where numbers are logged."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self._ask()
+            if self.skipped:
+                pl_module.log("train/skipped", float(self.skipped), batch_size=1)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask about the last step before."""
+        self._ask()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask about the last step."""
+        self._ask()
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were skipped."""
+        """How many steps were skipped; asks, before the state after the open step is written."""
+        self._ask()
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting."""
         self.skipped = state_dict["skipped"]
 
-    def _skip(self, trainer: pl.Trainer, losses: Tensor) -> None:
-        """Record the step; raise, or remove the gradients: the optimiser skips weights without."""
-        step = trainer.global_step
-        folder = self.dirpath / f"nonfinite-{step:08d}"
+    def _ask(self) -> None:
+        """Raise or count where the open step was not finite: the one wait for the device."""
+        question, self._open = self._open, None
+        if question is None or not question.bad.item():
+            return
+        trainer, step, _ = question
+        folder = self.dirpath / f"nonfinite-{step.number:08d}"
         own = folder if trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
-        guilty = not bool(losses.isfinite().all())
+        guilty = not bool(step.losses.isfinite().all())
         if self.skipped < RECORDS and (guilty or trainer.is_global_zero):
-            write_flight_record(own, trainer, self._batches, losses)
+            write_flight_record(own, trainer, step)
         if self.policy == "raise":
-            raise self._error(trainer, losses, folder)
+            raise _error(step, trainer.accumulate_grad_batches, folder)
         self.skipped += 1
-        for parameter in trainer.lightning_module.parameters():
-            parameter.grad = None
+        trainer.lightning_module.gradients.remove()
 
-    def _error(self, trainer: pl.Trainer, losses: Tensor, folder: Path) -> NonFiniteError:
-        loss = (losses.sum() * trainer.accumulate_grad_batches / len(losses)).item()
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        images = [index for batch in self._batches for index in batch.indices]
-        return NonFiniteError(
-            f"train/loss={loss:g} or its gradient at step {trainer.global_step} "
-            f"(optimizer.lr={rate:g}, images {images[:3]} of {len(images)}): not finite, recorded "
-            f"in {folder}; lower optimizer.lr, set trainer.gradient_clip_val, "
-            "use trainer.precision=32-true, or go on with on_nonfinite=skip"
-        )
+
+def _error(step: Step, accumulate: int, folder: Path) -> NonFiniteError:
+    loss = (step.losses.sum() * accumulate / len(step.losses)).item()
+    images = [index for batch in step.batches for index in batch.indices.tolist()]
+    return NonFiniteError(
+        f"train/loss={loss:g} or its gradient at step {step.number} "
+        f"(optimizer.lr={step.lr:g}, images {images[:3]} of {len(images)}): not finite, recorded "
+        f"in {folder}; lower optimizer.lr, set trainer.gradient_clip_val, "
+        "use trainer.precision=32-true, or go on with on_nonfinite=skip"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
@@ -54,6 +56,7 @@ def check_machine(node: DictConfig) -> int:
     advice = "needs a GPU, and this run is on the CPU; use trainer.precision=bf16-mixed or 32-true"
     is_possible = machine.gpus > 0 or node.precision != "16-mixed"
     require(is_possible, "trainer.precision", node.precision, advice)
+    _check_compile(node, machine)
     nodes = node.num_nodes
     is_count = isinstance(nodes, int) and nodes >= 1
     require(is_count, "trainer.num_nodes", nodes, "must be an integer >= 1")
@@ -61,6 +64,15 @@ def check_machine(node: DictConfig) -> int:
     _check_job(devices, nodes)
     _check_strategy(node)
     return devices * nodes
+
+
+def _check_compile(node: DictConfig, machine: Machine) -> None:
+    asked = node.get("compile", False)  # older runs do not name it
+    require(isinstance(asked, bool), "trainer.compile", asked, "must be true or false")
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    possible = not asked or machine.gpus > 0 or shutil.which(compiler) is not None
+    advice = f"needs a C++ compiler, and {compiler} is not there; install it, or name one in CXX"
+    require(possible, "trainer.compile", asked, advice)
 
 
 def _num_devices(devices: object, machine: Machine) -> int:

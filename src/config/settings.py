@@ -31,6 +31,7 @@ LARGEST = {float: 3.4e38, int: 2**63 - 1, bool: 1}  # what tensors can hold
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable), (dict, Mapping)
 OF_OBJECTS = ("callback", "logger")  # groups of any number of objects, each with a name
 FILLED_IN = {"trainer.max_steps"}  # null until the data are known
+OURS = {"trainer.compile"}  # beside those that the target takes
 
 
 def check_settings(cfg: DictConfig, **built_by_hand: type) -> None:
@@ -97,7 +98,7 @@ def _check_node(
         return
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key in node:
-        is_known = key in parameters or str(key).startswith("_")
+        is_known = key in parameters or str(key).startswith("_") or f"{path}{key}" in OURS
         if "_target_" in node and not takes_any and not is_known:
             advice = nearest(key, list(parameters)) or f"; there are {', '.join(parameters)}"
             value = typed(setting_of(raw, f"{path}{key}")[1])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from src.errors import DataError, require
-from src.noise import generator
+from src.noise import Rows, Seeds, generator
 
 SPLITS = ("train", "val", "test")
 
@@ -71,6 +73,16 @@ class ImageData:
         """Shape (C, H, W) of one image."""
         return tuple(self.images[torch.tensor([0])].shape[1:])
 
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images uint8 (B, C, H, W) at ``index`` (B,) long, and their labels where there are any.
+
+        Of a tensor by ``index_select``, which copies whole images: ``[index]`` takes ten times as
+        long.
+        """
+        in_memory = isinstance(self.images, Tensor)
+        images = self.images.index_select(0, index) if in_memory else self.images[index]
+        return images, None if self.labels is None else self.labels[index]
+
     def subset(self, index: Tensor) -> ImageData:
         """The images at ``index`` (long) with labels and factors; lazy ones stay lazy."""
         in_memory = isinstance(self.images, Tensor)
@@ -80,13 +92,35 @@ class ImageData:
         return ImageData(images, labels, factors)
 
 
-class Batch(NamedTuple):
-    """What a training step receives: a function of (seed, epoch, step, position), never of rank."""
+@dataclass
+class Batch:
+    """What a training step receives: a function of (seed, epoch, step, position), never of rank.
 
-    x: Tensor  # (B, C, H, W) float32 in [-1, 1]
-    label: Tensor | None  # (B,) long
-    seeds: list[int]  # one per image: keys of the noise that the loss draws for it
-    indices: list[int]  # of the images in their split
+    It moves itself: a trainer that finds ``to`` does not look into it.
+
+    Arguments:
+        x: (B, C, H, W) float32 in [-1, 1].
+        label: (B,) long, or None.
+        noise: keys of what is drawn for these images.
+        indices: (B,) int64, of the images in their split.
+    """
+
+    x: Tensor
+    label: Tensor | None
+    noise: Seeds | Rows
+    indices: np.ndarray
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``; the host does not wait for the copy."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU need no wait."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        label = None if self.label is None else change(self.label)
+        return Batch(change(self.x), label, self.noise, self.indices)
 
 
 def check_split(split: str) -> None:
@@ -111,7 +145,7 @@ def fixed_split(name: str, num: int, num_val: int, num_test: int, split: str) ->
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 -> float32 in [-1, 1]: x / 127.5 - 1, so that 0 and 255 are exactly -1 and 1."""
-    return images.float() / 127.5 - 1
+    return images.float().div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

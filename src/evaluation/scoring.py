@@ -11,7 +11,6 @@ from torch import Tensor
 from src.errors import require
 from src.metric.base import Measurement, mean_over_images
 from src.model.base import CanEstimate, CanScore, Effort, Scores
-from src.noise import generators
 from src.parallel.ranks import share_work
 from src.report.progress import shown
 from src.training.data import ImageDataModule
@@ -64,7 +63,7 @@ class Scoring:
         def of_block(block: range) -> Scores:
             batch = data.batch("test", [i * size // num for i in block])
             x = batch.x.to(device)
-            noise = generators(batch.seeds)
+            noise = batch.noise.generators()
             if not isinstance(model, CanEstimate):
                 return Scores({"log_likelihood": model.log_likelihood(x, noise).cpu()})
             return _to_cpu(model.score(x, self.effort, noise))

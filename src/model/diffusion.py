@@ -63,7 +63,7 @@ class Diffusion(GenerativeModel):
         self, x: Tensor, label: Tensor | None = None, generator: Generators = None
     ) -> dict[str, Tensor]:
         """Weighted squared error at t uniform in 1..T, mean over pixels; "mse" is unweighted."""
-        t = self.draw_times(len(x), generator).to(x.device)
+        t = self.draw_times(len(x), generator, x.device)
         eps = randn(x.shape, generator, x.device, x.dtype)
         signal, sigma = self.schedule.scales(t)
         output = self.network(self.schedule.add_noise(x, eps, t), t)
@@ -73,9 +73,11 @@ class Diffusion(GenerativeModel):
         weight = self.weighting(signal, sigma, c_out)
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
-    def draw_times(self, num: int, generator: Generators = None) -> Tensor:
+    def draw_times(
+        self, num: int, generator: Generators = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
         """t of ``num`` images, uniform in 1..T: the first draw from a generator."""
-        return randint(1, self.schedule.num_timesteps + 1, num, generator, torch.device("cpu"))
+        return randint(1, self.schedule.num_timesteps + 1, num, generator, device)
 
     def denoise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Estimate of x_0 from x_t (B, C, H, W) at t (B,) long, clipped if so configured."""

@@ -39,6 +39,12 @@ def prepare_process() -> None:
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()
         logger.propagate = True
+    import torch  # not for the launcher, which uses this module too
+
+    if not torch.cuda.is_available():
+        # Lightning has torch look for NVIDIA's library whenever it asks for a GPU, and Adam asks
+        # at every step
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     for text in NOT_NEWS:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
     if os.environ.get("LOCAL_RANK", "0") != "0":

@@ -26,6 +26,7 @@ from src.errors import require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import generators, mix
+from src.parallel.compile import compile_networks
 from src.parallel.process import prepare_process
 from src.parallel.ranks import Progress, failing_together, gather, my_blocks
 
@@ -154,6 +155,8 @@ def draw(model: CanSample, cfg: DictConfig, shards: Shards, progress: Progress) 
     fabric = Fabric(**{name: cfg.trainer[name] for name in settings}, strategy=_strategy(cfg))
     fabric.launch()
     fabric.to_device(model)
+    if cfg.trainer.compile:
+        compile_networks(model)
     # a new output has another name in every process
     shards = Shards(fabric.broadcast(shards.directory))
     sampler = Sampler(cfg.seed, cfg.batch_size, shards, fabric.autocast, progress)

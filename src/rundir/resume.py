@@ -29,6 +29,7 @@ MUST_STAY = (  # everything else may change: how long, where, what is measured, 
 )
 MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.max_steps")
 MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
+MAY_CHANGE += ("optimizer.fused", "optimizer.foreach")  # how, not what, is computed
 TARGET = "._target_"
 SHOWN = 10  # differences; each value with at most 60 characters
 

@@ -92,9 +92,7 @@ def build_parts(cfg: DictConfig, start: Start) -> Parts:
     """Build the objects, which check themselves; the names that will be logged are known then."""
     pl.seed_everything(cfg.seed, verbose=False)
     model = build(cfg, "model")
-    make_optimizer = build(cfg, "optimizer")
-    with naming("optimizer"):
-        optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
+    optimizer = _optimizer(cfg, model)
     scheduler = None
     if not counts_epochs(cfg.trainer):
         scheduler = _scheduler(cfg, optimizer, fill_length(cfg))
@@ -122,6 +120,15 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
             callback.prepare(model, data)
     module = GenerativeModule(model, optimizer, scheduler)
     return Assembly(start, module, data, trainer, config)
+
+
+def _optimizer(cfg: DictConfig, model: GenerativeModel) -> Optimizer:
+    """Over all that is trained; not fused under a loss scaler: Lightning then refuses to clip."""
+    make = build(cfg, "optimizer")
+    scaled = cfg.trainer.precision == "16-mixed" and cfg.optimizer.get("fused")
+    settings = {"fused": False, "foreach": True} if scaled else {}
+    with naming("optimizer"):
+        return make([p for p in model.parameters() if p.requires_grad], **settings)
 
 
 def _scheduler(cfg: DictConfig, optimizer: Optimizer, total_steps: float) -> LRScheduler:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -12,7 +14,7 @@ from src.config.build import build, naming
 from src.config.checks import check_batch
 from src.dataset.base import SPLITS, Batch, ImageData
 from src.errors import DataError, require
-from src.noise import mix
+from src.noise import Seeds, mix
 from src.training.interruption import leave_signals_to_parent
 from src.training.order import Batches, EvalPlan, ResumableLoader, TrainPlan, limited
 
@@ -76,7 +78,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.flip = flip
         self.binarize = binarize
-        self.workers = {
+        self._workers = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
             "timeout": worker_timeout if num_workers else 0,  # else there is nobody to wait for
@@ -88,7 +90,7 @@ class ImageDataModule(pl.LightningDataModule):
         data = self.splits["train"]
         plan = TrainPlan(len(data), self.seed, self.global_batch_size, self.shares(self.trainer))
         end = limited(len(plan), self.trainer.limit_train_batches)
-        return ResumableLoader(self._batches("train", flip=self.flip), plan, self.workers, end)
+        return ResumableLoader(self._batches("train", flip=self.flip), plan, self._loading(), end)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in order, the same noise at every validation."""
@@ -99,10 +101,10 @@ class ImageDataModule(pl.LightningDataModule):
         return self._eval_loader("test")
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        """Images of a split, with the bits and the noise seeds that its loader gives them."""
+        """Images of a split, with the bits and the noise that its loader gives them."""
         seed = mix(self.seed, split)
-        noise_seeds = [mix(seed, index) for index in indices]
-        return self._batches(split, flip=False)[list(indices), noise_seeds]
+        noise = Seeds([mix(seed, index) for index in indices])
+        return self._batches(split, flip=False)[np.array(indices), noise]
 
     def _eval_loader(self, split: str) -> DataLoader:
         world = self.trainer.world_size
@@ -111,7 +113,12 @@ class ImageDataModule(pl.LightningDataModule):
         num = len(self.splits[split])
         plan = EvalPlan(num, mix(self.seed, split), own, self.trainer.global_rank, world)
         batches = self._batches(split, flip=False)
-        return DataLoader(batches, batch_size=None, sampler=plan, **self.workers)
+        return DataLoader(batches, batch_size=None, sampler=plan, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """How batches are made; for a GPU in page-locked memory, so that copying needs no wait."""
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        return {**self._workers, "pin_memory": on_gpu}
 
     def _batches(self, split: str, flip: bool) -> Batches:
         return Batches(self.splits[split], split, flip, self.binarize)

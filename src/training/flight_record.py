@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -15,38 +15,55 @@ from src.config.command import train_command
 from src.dataset.base import Batch
 from src.files import atomic_path, write_text
 from src.model.base import DrawsTimes
-from src.noise import generators
 from src.rundir.store import CheckpointStore
 
 
-def write_flight_record(
-    folder: Path, trainer: pl.Trainer, batches: Sequence[Batch], losses: Tensor
-) -> None:
-    """``record.json`` and ``batch.pt`` (the batches as tuples) of the present optimiser step.
+class Step(NamedTuple):
+    """An optimiser step, as it was when its gradients were there.
 
-    record.json: losses of the micro-batches; per image its index in the training split, the key of
-    its noise and its time t where the model draws one; per layer the norms of weights and
+    Arguments:
+        number: optimiser steps before it.
+        epoch: counted from 0.
+        lr: learning rate.
+        batches: several where gradients are accumulated.
+        losses: one of each, (n,) on the device.
+    """
+
+    number: int
+    epoch: int
+    lr: float
+    batches: list[Batch]
+    losses: Tensor
+
+
+def write_flight_record(folder: Path, trainer: pl.Trainer, step: Step) -> None:
+    """``record.json`` and ``batch.pt`` (images, labels, indices) of an optimiser step.
+
+    Gradients must still be those of the step, and weights those from before it.
+
+    record.json: losses of the micro-batches; the key of their noise; per image its index in the
+    training split and its time t where the model draws one; per layer the norms of weights and
     gradients, null where not finite; the command that goes on from the last checkpoint, as long as
     it is there, and comes to the same step with the same numbers.
     """
     module = trainer.lightning_module
-    losses = losses * trainer.accumulate_grad_batches
+    losses = step.losses * trainer.accumulate_grad_batches
     numbers = [_number(loss) for loss in losses]
-    images = [_images(module.model, batch) for batch in batches]
+    images = [_images(module.model, batch) for batch in step.batches]
     layers = {name: _norms(parameter) for name, parameter in module.model.named_parameters()}
     record = {
-        "step": trainer.global_step,
-        "epoch": trainer.current_epoch,
-        "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        "step": step.number,
+        "epoch": step.epoch,
+        "lr": step.lr,
         "precision": trainer.precision,
         "losses": numbers,
         "images": images,
         "layers": layers,
-        "replay": _replay(trainer, f"nonfinite-{trainer.global_step:08d}"),
+        "replay": _replay(trainer, f"nonfinite-{step.number:08d}"),
     }
     write_text(folder / "record.json", json.dumps(record, indent=2) + "\n")
     with atomic_path(folder / "batch.pt") as temporary:
-        torch.save([tuple(batch) for batch in batches], temporary)
+        torch.save([(b.x, b.label, b.indices.tolist()) for b in step.batches], temporary)
 
 
 def _replay(trainer: pl.Trainer, name: str) -> str:
@@ -58,9 +75,9 @@ def _replay(trainer: pl.Trainer, name: str) -> str:
 
 
 def _images(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    found = {"indices": batch.indices, "noise_keys": batch.seeds}
+    found = {"indices": batch.indices.tolist(), "noise": asdict(batch.noise)}
     if isinstance(model, DrawsTimes):
-        found["t"] = model.draw_times(len(batch.x), generators(batch.seeds)).tolist()
+        found["t"] = model.draw_times(len(batch.x), batch.noise.generators()).tolist()
     pixels = batch.x.flatten(1)
     return found | {
         "min": _number(pixels.min()),

@@ -14,11 +14,12 @@ from torchmetrics import MeanMetric
 
 from src.dataset.base import Batch
 from src.model.base import GenerativeModel
-from src.noise import generators, mix
+from src.noise import mix
+from src.training.gradients import Gradients
 
 
 class GenerativeModule(pl.LightningModule):
-    """Trains any GenerativeModel on its own loss; logs ``train/*`` per step, the others per epoch.
+    """Trains any GenerativeModel on its own loss; logs ``train/*`` at steps, the others per epoch.
 
     Arguments:
         model: what is trained.
@@ -35,21 +36,33 @@ class GenerativeModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self._optimizer, self._scheduler = optimizer, scheduler
+        self.gradients = None if optimizer is None else Gradients(optimizer)
         self._means: dict[str, MeanMetric] = {}  # of an evaluation; no part of a checkpoint
+        self._micro_batches: list[Tensor] = []  # losses of the optimiser step, where it is logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; dropout is keyed like all other noise."""
-        self.model.step = self.global_step
-        torch.manual_seed(mix(batch.seeds[0], "dropout"))
+        step = self.global_step
+        self.model.step = step
+        _seed(mix(*batch.noise.key, "dropout", batch.noise.first), batch.x.device)
         losses = self._losses(batch)
-        values = losses.values()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            # what is logged is of all ranks
-            own = torch.stack([value.detach() for value in values])
-            values = self.trainer.strategy.reduce(own, reduce_op="mean")
-        named = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
-        self.log_dict(named, on_step=True, on_epoch=False, batch_size=len(batch.x))
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._micro_batches = []
+        if (step + 1) % self.trainer.log_every_n_steps == 0 or step + 1 == self.trainer.max_steps:
+            self._log_step(losses, len(batch.x))
         return losses["loss"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that was measured for the check, in the pass of the optimiser."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.gradients.clip(gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the batches of a validation that was cut off."""
@@ -75,7 +88,15 @@ class GenerativeModule(pl.LightningModule):
         return {"optimizer": self._optimizer, "lr_scheduler": schedule}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        return self.model.loss(batch.x, batch.label, generators(batch.seeds))
+        return self.model.loss(batch.x, batch.label, batch.noise.generators())
+
+    def _log_step(self, losses: dict[str, Tensor], num: int) -> None:
+        """Log the means over what the optimiser step has seen so far, on all ranks."""
+        self._micro_batches.append(torch.stack([value.detach() for value in losses.values()]))
+        own = torch.stack(self._micro_batches).mean(0)
+        values = self.trainer.strategy.reduce(own, reduce_op="mean")
+        named = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
+        self.log_dict(named, on_step=True, on_epoch=False, batch_size=num)
 
     def _average(self, stage: str, batch: Batch) -> None:
         """Log the mean of each loss over the images of all batches and ranks; NaN stays NaN.
@@ -89,3 +110,13 @@ class GenerativeModule(pl.LightningModule):
             total = value.detach().to(mean.dtype) * num
             mean.update(F.pad(total.view(1), (0, num - 1)))
             self.log(key, mean, on_step=False, on_epoch=True, metric_attribute=key)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the global generators of CPU and ``device``: ``torch.manual_seed`` asks for all others.
+
+    That costs a millisecond where there are none.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -1,23 +1,23 @@
-"""Order of the data: indices and noise seeds by (seed, epoch, step, position), never by rank."""
+"""Order of the data: indices and keys of noise by (seed, epoch, step, row), never by rank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.dataset.base import Batch, ImageData, to_float
-from src.noise import generator, mix
+from src.noise import Rows, Seeds, generator, mix, rand
 from src.training.interruption import INTERRUPTION
 
-Key = tuple[list[int], list[int]]  # indices of the images of a batch, and their noise seeds
+BatchKey = tuple[np.ndarray, Seeds | Rows]  # indices of the images of a batch, keys of its noise
 
 
 class Batches(Dataset):
-    """Turns a key (indices, seeds) into a Batch, many images at a time."""
+    """Turns a key into a Batch, many images at a time."""
 
     def __init__(self, data: ImageData, split: str, flip: bool, binarize: str | None) -> None:
         self.data = data
@@ -25,29 +25,22 @@ class Batches(Dataset):
         self.flip = flip
         self.binarize = binarize
 
-    def __getitem__(self, key: Key) -> Batch:
-        indices, seeds = key
-        pick = torch.tensor(indices)
-        x = to_float(self.data.images[pick])
+    def __getitem__(self, key: BatchKey) -> Batch:
+        indices, noise = key
+        images, labels = self.data.take(torch.from_numpy(indices))
+        x = to_float(images)
         if self.flip:
-            mirrored = torch.tensor([mix(seed, "flip") % 2 == 1 for seed in seeds])
-            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+            mirrored = rand((len(x), 1, 1, 1), noise.generators("flip")) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
         if self.binarize:
-            x = self._bits(x, indices, seeds)
-        labels = None if self.data.labels is None else self.data.labels[pick]
-        return Batch(x, labels, seeds, indices)
+            # Static bits are the data's, not the run's.
+            own = self._of_data(indices) if self.binarize == "static" else noise
+            is_one = rand(x.shape, own.generators("binarize")) < (x + 1) / 2
+            x = 2 * is_one.float() - 1
+        return Batch(x, labels, noise, indices)
 
-    def _bits(self, x: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
-        """Images of -1 and 1, each pixel 1 with probability (x + 1) / 2.
-
-        Static bits are the data's, not the run's.
-        """
-        keys = seeds
-        if self.binarize == "static":
-            keys = [mix("static", self.split, index) for index in indices]
-        own = [generator(key, "binarize") for key in keys]
-        uniform = torch.stack([torch.rand(x.shape[1:], generator=each) for each in own])
-        return 2 * (uniform < (x + 1) / 2).float() - 1
+    def _of_data(self, indices: np.ndarray) -> Seeds:
+        return Seeds([mix("static", self.split, index) for index in indices.tolist()])
 
 
 def limited(num_batches: int, limit: float | None) -> int:
@@ -59,7 +52,7 @@ def limited(num_batches: int, limit: float | None) -> int:
     return int(num_batches * limit)
 
 
-class TrainPlan(Sampler[Key]):
+class TrainPlan(Sampler[BatchKey]):
     """Keys of one rank's micro-batches: a global batch is cut into accumulation x rank slices."""
 
     def __init__(
@@ -75,21 +68,20 @@ class TrainPlan(Sampler[Key]):
     def __len__(self) -> int:
         return self.num_images // self.global_batch_size * self.accumulate
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[BatchKey]:
         order = torch.randperm(
             self.num_images, generator=generator(self.seed, "order", self.epoch)
-        ).tolist()
-        size = self.global_batch_size // (self.accumulate * self.world_size)
+        ).numpy()
+        total = self.global_batch_size
+        size = total // (self.accumulate * self.world_size)
         for batch in range(self.done, len(self)):
             step, micro = divmod(batch, self.accumulate)
             first = (micro * self.world_size + self.rank) * size
-            positions = range(first, first + size)
-            start = step * self.global_batch_size
-            indices = [order[start + p] for p in positions]
-            yield indices, [mix(self.seed, "train", self.epoch, step, p) for p in positions]
+            noise = Rows((self.seed, "train", self.epoch, step), first, first + size, total)
+            yield order[step * total + first :][:size], noise
 
 
-class EvalPlan(Sampler[Key]):
+class EvalPlan(Sampler[BatchKey]):
     """Keys of one rank's share of a split, in order; an image's seed depends on its index alone."""
 
     def __init__(
@@ -102,10 +94,10 @@ class EvalPlan(Sampler[Key]):
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[BatchKey]:
         for start in range(0, len(self.mine), self.batch_size):
-            indices = list(self.mine[start : start + self.batch_size])
-            yield indices, [mix(self.seed, index) for index in indices]
+            mine = self.mine[start : start + self.batch_size]
+            yield np.array(mine), Seeds([mix(self.seed, index) for index in mine])
 
 
 class ResumableLoader(DataLoader):

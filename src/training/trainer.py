@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from pytorch_lightning.callbacks import Checkpoint
 
 from src.config.build import build
 from src.config.checks import LENGTH
 from src.errors import require
+from src.parallel.compile import Compile
 from src.parallel.process import prepare_process
 from src.training.order import limited
 
@@ -54,10 +56,19 @@ def fill_length(cfg: DictConfig, steps_per_epoch: int = 0) -> float:
     return total
 
 
-def build_trainer(cfg: DictConfig, **objects: Any) -> pl.Trainer:  # noqa: ANN401
+def build_trainer(
+    cfg: DictConfig,
+    callbacks: Sequence[pl.Callback] = (),
+    **objects: Any,  # noqa: ANN401
+) -> pl.Trainer:
     """The Trainer of ``cfg.trainer``, which was checked, with callbacks, loggers and plugins."""
     prepare_process()
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        compiled = cfg.trainer.pop("compile", False)  # no setting of Lightning's
+    callbacks = [*([Compile()] if compiled else []), *callbacks]
     unlimited = {key: -1 for key in ("max_steps", "max_epochs") if cfg.trainer[key] is None}
-    saves = any(isinstance(callback, Checkpoint) for callback in objects.get("callbacks", ()))
     # no checkpoints but ours
-    return build(cfg, "trainer", enable_checkpointing=saves, **unlimited, **objects)
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    objects |= {"callbacks": callbacks, "enable_checkpointing": saves}
+    return build(cfg, "trainer", **unlimited, **objects)

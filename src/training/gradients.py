@@ -1,0 +1,61 @@
+"""The gradients of an optimiser step: measured once, for the check and for clipping."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Gradients:
+    """Norm of all gradients, and what an optimiser does with it, with no wait for the device.
+
+    A fused optimiser of torch takes two numbers that lie on the device: by ``grad_scale`` it
+    divides the gradients, and with ``found_inf`` other than 0 it leaves weights and its own state
+    as they are. Clipping and skipping then cost no pass over the gradients. Other optimisers get
+    gradients that were multiplied, or none.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._norm: Tensor | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimiser takes numbers on the device; a resumed run's may not."""
+        return all(group.get("fused") for group in self.optimizer.param_groups)
+
+    def norm(self) -> Tensor:
+        """Euclidean norm of all gradients, (); measured once in an optimiser step."""
+        if self._norm is None:
+            norms = torch._foreach_norm(self._all())
+            self._norm = torch.linalg.vector_norm(torch.stack(norms))
+        return self._norm
+
+    def skip_if(self, bad: Tensor) -> None:
+        """Let a fused optimiser skip this step where ``bad``, () float, is not 0."""
+        self.optimizer.found_inf = bad
+
+    def clip(self, limit: float | None) -> None:
+        """Scale the gradients to a norm of at most ``limit``; 0 and None are no limit.
+
+        Pascanu et al. 2013, algorithm 1.
+        """
+        gradients = self._all()
+        if limit and gradients:
+            excess = (self.norm() / limit).clamp(min=1)
+            if self.fused:
+                self.optimizer.grad_scale = excess
+            else:
+                torch._foreach_div_(gradients, excess)
+        self._norm = None
+
+    def remove(self) -> None:
+        """Leave nothing to step with: optimisers skip weights without gradients."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def _all(self) -> list[Tensor]:
+        groups = self.optimizer.param_groups
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
