@@ -1,4 +1,4 @@
-"""Clipping and skipping on the device: the same as torch's own, and no pass or wait of their own."""
+"""Clipping and skipping on the device: as torch does it, with no pass and no wait of their own."""
 
 import pytest
 import torch

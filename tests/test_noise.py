@@ -141,7 +141,7 @@ def test_moments_of_rows():
     assert abs(noise.mean()) < bound
     assert abs(noise.square().mean() - 1) < bound * 2**0.5
     uniform = rand((400, 16, 16), make())
-    assert 0 <= uniform.min()
+    assert uniform.min() >= 0
     assert uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 5 / (12 * uniform.numel()) ** 0.5
 
@@ -161,9 +161,7 @@ def test_a_rank_draws_no_more_than_its_own_blocks():
 
 def test_seeds_of_a_purpose_are_keyed_by_image_and_purpose():
     seeds = Seeds([3, 4])
-    assert torch.equal(
-        randn(SHAPE[:1], seeds.generators() * 2), randn(SHAPE[:1], generators([3, 4, 3, 4]))
-    )
+    assert torch.equal(randn((2, 5), seeds.generators()), randn((2, 5), generators([3, 4])))
     assert torch.equal(rand((2, 9), seeds.generators("flip"))[1], rand((9,), generator(4, "flip")))
 
 
