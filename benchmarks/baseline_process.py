@@ -25,7 +25,8 @@ import torch
 
 Leaf = str | int | float | None
 ATEN = torch.library.Library("aten", "IMPL")  # lives as long as what it replaces
-TIMES = ("seconds", "train_seconds", "images_per_second")
+# beside those that begin with "time/"
+TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
 
 
 def plain_kernels() -> None:
@@ -71,7 +72,7 @@ def facts_of(run: Path) -> Iterator[tuple[str, Leaf]]:
         with np.load(run / "drawn" / "samples.npz") as arrays:
             yield "hash/samples", _sha256(torch.from_numpy(arrays["samples"]))
     for name, value in json.loads((run / "metrics.json").read_text()).items():
-        if name not in TIMES:
+        if name not in TIMES and not name.startswith("time/"):
             yield f"metrics/{name}", value
     card = json.loads((run / "evaluation.json").read_text())
     for name, details in card["details"].items():

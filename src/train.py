@@ -58,6 +58,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
     """Train to the end; return the time that it took, with that of the parts before."""
+    from src.callback.throughput import throughput_of
     from src.errors import require
 
     start, trainer = assembly.start, assembly.trainer
@@ -68,9 +69,10 @@ def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
     began = trainer.global_step > 0
     require(began, "trainer.max_time", cfg.trainer.max_time, "was over before the first step")
     seconds = time.monotonic() - begin
-    images = (trainer.global_step - start.step) * assembly.data.global_batch_size
     before = sum(callback.seconds for callback in _checkpoints(assembly))
-    return {"train_seconds": seconds + before, "images_per_second": images / seconds}
+    throughput = throughput_of(trainer)
+    speed = {} if throughput is None else throughput.outcome()
+    return {"train_seconds": seconds + before} | speed
 
 
 def _measure(assembly: Assembly) -> dict[str, float]:

@@ -16,7 +16,7 @@ from conftest import ROOT
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from runs import fault, words
+from runs import fault, timeless, words
 from support import PATIENCE, slow, state, wait_until
 
 from src.config.machine import check_machine
@@ -60,13 +60,8 @@ def ranks(*words, **environment):
 
 
 def numbers(run_dir):
-    timed = ("seconds", "train_seconds", "images_per_second")
     found = json.loads((run_dir / "metrics.json").read_text())
-    return {
-        name: math.nan if value is None else value
-        for name, value in found.items()
-        if name not in timed
-    }
+    return {name: math.nan if value is None else value for name, value in timeless(found).items()}
 
 
 def assert_close(run_dir, reference):
@@ -81,7 +76,7 @@ def assert_close(run_dir, reference):
         max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-5
     )
     mine, theirs = (
-        {k: v for k, v in read_history(folder).items() if "/" in k}
+        {k: v for k, v in timeless(read_history(folder)).items() if "/" in k}
         for folder in (run_dir, reference)
     )
     assert mine.keys() == theirs.keys()

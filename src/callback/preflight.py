@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import sys
-import time
 
 import pytorch_lightning as pl
 import torch
 
+from src.callback.throughput import Spent, peak_memory, throughput_of
 from src.errors import CheckpointError, ConfigError, require
 from src.rundir.checkpoint import load_model
 
@@ -33,8 +31,8 @@ class Preflight(pl.Callback):
         require(steps >= 2, "steps", steps, "must be an integer >= 2: the first step is not timed")
         self.monitor = monitor
         self.steps = steps
-        self._ends: list[float] = []  # of steps, in seconds without those of validations
-        self._validating = 0.0
+        self._done = 0  # steps
+        self._spent: list[Spent] = []  # up to the first of them, and to the last
         self._logged: set[str] = set()
         self._read_back = False
 
@@ -46,22 +44,18 @@ class Preflight(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
-        """Take the time of an optimiser step, and stop after the last."""
+        """Stop after the last optimiser step; the time of the first is not counted."""
         if trainer.global_step == self._seen:
             return
         self._seen = trainer.global_step
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self._ends.append(time.monotonic() - self._validating)
-        trainer.should_stop = len(self._ends) >= self.steps
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock."""
-        self._validating -= time.monotonic()
+        self._done += 1
+        trainer.should_stop = self._done >= self.steps
+        throughput = throughput_of(trainer)
+        if throughput is not None and self._done in (1, self.steps):
+            self._spent.append(throughput.spent())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock again, and record what was logged."""
-        self._validating += time.monotonic()
+        """Record what was logged."""
         self._logged |= trainer.callback_metrics.keys()
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,7 +83,7 @@ class Preflight(pl.Callback):
             raise ConfigError(f"optimized_metric={missing[0]}: was not logged; {logged} were")
         if not trainer.is_global_zero:
             return
-        log.info("rehearsal of %d steps passed", len(self._ends))
+        log.info("rehearsal of %d steps passed", self._done)
         parameters = sum(p.numel() for p in pl_module.model.parameters())
         log.info("  parameters  %s", f"{parameters:,}")
         log.info("  memory      %s", _memory(pl_module.device))
@@ -100,9 +94,11 @@ class Preflight(pl.Callback):
         log.info("  monitored   %s", ", ".join(sorted(monitored)))
 
     def _speed(self, batch_size: int) -> list[str]:
-        if len(self._ends) < 2:
-            return ["speed       unknown: it takes two steps"]
-        seconds = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        if len(self._spent) < 2:
+            why = f"it takes callback.throughput and {self.steps} steps"
+            return [f"speed       unknown: {why}"]
+        first, last = self._spent
+        seconds = last.since(first).training / (self.steps - 1)
         length = "no last step"
         if math.isfinite(self._left):
             length = f"{self._left} steps, {_clock(self._left * seconds)}"
@@ -114,14 +110,11 @@ class Preflight(pl.Callback):
 
 def _memory(device: torch.device) -> str:
     """Peaks of this process and of the GPU, if there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    text = f"{peak / 2**30:.2f} GiB at most"
+    text = f"{peak_memory(torch.device('cpu')):.2f} GiB at most"
     if device.type != "cuda":
         return text
-    used = torch.cuda.max_memory_reserved(device)
     there = torch.cuda.get_device_properties(device).total_memory
-    return f"{text}, {used / 2**30:.2f} of {there / 2**30:.0f} GiB of the GPU"
+    return f"{text}, {peak_memory(device):.2f} of {there / 2**30:.0f} GiB of the GPU"
 
 
 def _clock(seconds: float) -> str:

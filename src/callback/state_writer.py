@@ -65,9 +65,10 @@ class StateWriter:
         step = trainer.global_step
         path = self.store.path(step)
         second = self.store.path(step, "best") if best else None
-        trainer.save_checkpoint(second or path)
-        if second and trainer.is_global_zero:
-            alias(second, path)
+        with trainer.profiler.profile("saving"):
+            trainer.save_checkpoint(second or path)
+            if second and trainer.is_global_zero:
+                alias(second, path)
         self.saved = step
         self._time = time.monotonic()
         self._unpublished = (path, second)
@@ -75,7 +76,8 @@ class StateWriter:
     def publish(self, trainer: pl.Trainer) -> None:
         """Make the last saved state the newest, once the numbers up to its step are written."""
         if self._unpublished is not None and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.save()
-            self.store.publish(*self._unpublished)
+            with trainer.profiler.profile("saving"):
+                for logger in trainer.loggers:
+                    logger.save()
+                self.store.publish(*self._unpublished)
         self._unpublished = None

@@ -26,6 +26,7 @@ OMITTED = {  # names or paths
     "callback.checkpoint",
     "callback.lr_monitor",
     "callback.progress",
+    "callback.throughput",
     "trainer.log_every_n_steps",
     "trainer.enable_model_summary",
     # copies of other settings

@@ -13,18 +13,12 @@ import yaml
 from src.comparison.run_settings import flat_settings, run_settings
 from src.config.untrusted import plain_yaml
 from src.errors import DataError, StorageError, first_line
+from src.rundir.history import TIMES
 from src.rundir.store import run_of
 
 EVALUATION = "evaluation.json"
 STAGES = ("test/", "val/", "train/")
-COSTS = (
-    "parameters",
-    "step",
-    "seconds",
-    "train_seconds",
-    "images_per_second",
-    "sampling_seconds_per_image",
-)
+COSTS = ("parameters", "step", *TIMES, "sampling_seconds_per_image")
 # costs that are taken from evaluation.json where there is one
 OF_EVALUATION = ("parameters", "step", "sampling_seconds_per_image")
 # what an evaluation may choose anew

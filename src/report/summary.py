@@ -14,6 +14,7 @@ from src.config.command import resume_command, short
 from src.report.readings import reading
 from src.report.table import terminal
 
+SHARE = "time/share_"
 FILES = {
     "samples": "samples/final.png",
     "denoising": "samples/denoising.png",
@@ -41,10 +42,10 @@ def show_metrics(metrics: Mapping[str, float], title: str) -> Console:
 
 
 def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
-    """Print metrics, places of the files, and the commands that sample, evaluate and resume."""
+    """Print metrics, speed, places of the files, and commands that sample, evaluate and resume."""
     console = show_metrics(metrics, f"Results after {metrics['seconds'] / 60:.1f} min")
-    for label, place in _places(run_dir):
-        console.print(f"  {label:<15} {place}")
+    for label, text in [*_speed(metrics), *_places(run_dir)]:
+        console.print(f"  {label:<15} {text}")
     place = shlex.quote(short(run_dir))
     longer = f"trainer.max_steps={2 * int(metrics['step'])}"
     commands = {
@@ -55,6 +56,25 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     console.print()
     for label, command in commands.items():
         console.print(f"  {label:<9} {command}", markup=False)
+
+
+def _speed(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Speed and memory of the training, and where its time went; nothing where no step was timed.
+
+    Shares below half a percent are left out.
+    """
+    if "images_per_second" not in metrics:
+        return []
+    speed = f"{metrics['images_per_second']:,.0f} images/s"
+    speed += f", {metrics['time/ms_per_step']:.3g} ms a step"
+    if "time/mfu" in metrics:
+        speed += f", {metrics['time/mfu']:.0%} of the FLOP/s that the device has"
+    shares = []
+    for name, share in metrics.items():
+        if name.startswith(SHARE) and share >= 0.005:
+            shares.append(f"{name.removeprefix(SHARE)} {100 * share:.0f} %")
+    memory = f"{metrics['peak_memory_gib']:.2f} GiB at most"
+    return [("speed", speed), ("time", ", ".join(shares)), ("memory", memory)]
 
 
 def _places(run_dir: Path) -> list[tuple[str, str]]:

@@ -8,7 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+# of metrics.json, beside those that begin with "time/"
+TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
+
+
+def is_time(name: str) -> bool:
+    """Whether a number tells the speed or size of a run: it differs between equal runs."""
+    return name in TIMES or name.startswith("time/")
 
 
 def read_history(run_dir: Path) -> History:

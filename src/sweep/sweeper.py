@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 DIRECTIONS = ("minimize", "maximize")
 # overrides that may change when a study goes on, and are not passed to jobs
 OF_THE_DRIVER = ("sweep.trials=",)
-CALLBACKS = "[generation,grid,finite,checkpoint,lr_monitor,progress,pruning]"
+CALLBACKS = "[generation,grid,finite,checkpoint,lr_monitor,progress,throughput,pruning]"
 
 
 def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,11 +15,11 @@ from src.config.checks import check_training
 from src.config.words import nearest
 from src.errors import ConfigError, require
 from src.model.base import CanEstimate, GenerativeModel
-from src.noise import generator
 from src.parallel.ranks import SameOnAllRanks
 from src.rundir.checkpoint_io import AtomicCheckpointIO
 from src.rundir.provenance import plain
 from src.rundir.resume import Start, begin
+from src.training.blank import blank_losses
 from src.training.data import ImageDataModule, data_of
 from src.training.interruption import INTERRUPTION
 from src.training.module import GenerativeModule
@@ -141,7 +140,8 @@ def _check_monitored(
     cfg: DictConfig, model: GenerativeModel, callbacks: Mapping[str, pl.Callback]
 ) -> None:
     """Raise ConfigError where nothing will log the optimised metric, or a monitored one."""
-    logged = _losses(cfg, model)
+    losses = blank_losses(model, cfg.dataset.image_shape)  # the data are not read yet
+    logged = {f"{stage}/{loss}" for stage in STAGES for loss in losses}
     for callback in callbacks.values():
         if isinstance(callback, LogsNumbers):
             logged |= callback.logged(model)
@@ -153,15 +153,6 @@ def _check_monitored(
     for setting, name in wanted.items():
         allowed = f"must be one of {', '.join(known)}{nearest(str(name), known)}"
         require(name in known, setting, name, allowed)
-
-
-@torch.no_grad()
-def _losses(cfg: DictConfig, model: GenerativeModel) -> set[str]:
-    """Names of the losses that will be logged, from a dummy image: the data are not read yet."""
-    image = torch.zeros(1, *cfg.dataset.image_shape)
-    losses = model.eval().loss(image, None, [generator("check")])
-    model.train()
-    return {f"{stage}/{loss}" for stage in STAGES for loss in losses}
 
 
 def _check_bits(model: GenerativeModel, data: ImageDataModule) -> None:
