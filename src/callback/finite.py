@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -18,12 +17,33 @@ POLICIES = ("raise", "skip")
 RECORDS = 3  # of a run: the first are enough to see why
 
 
-class Question(NamedTuple):
-    """Whether an optimiser step was finite. bad: () float on the device, 0 where all is finite."""
+class Question:
+    """Whether an optimiser step was finite, which the host asks later.
 
-    trainer: pl.Trainer
-    step: Step
-    bad: Tensor
+    The answer of a GPU is copied as soon as it is there: reading it then waits for nothing that
+    the GPU was given since.
+
+    Arguments:
+        trainer: of the run.
+        step: what is recorded where it was not.
+        bad: () float on the device, 0 where all is finite.
+    """
+
+    def __init__(self, trainer: pl.Trainer, step: Step, bad: Tensor) -> None:
+        self.trainer = trainer
+        self.step = step
+        self._bad = bad
+        self._copied: torch.cuda.Event | None = None
+        if bad.is_cuda:
+            self._bad = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
+            self._copied = torch.cuda.current_stream(bad.device).record_event()
+
+    def is_bad(self) -> bool:
+        """The answer: the one wait for the device in a step."""
+        with self.trainer.profiler.profile("waiting"):
+            if self._copied is not None:
+                self._copied.synchronize()
+            return self._bad.item() != 0
 
 
 class Finite(pl.Callback):
@@ -119,11 +139,11 @@ class Finite(pl.Callback):
         self.skipped = state_dict["skipped"]
 
     def _ask(self) -> None:
-        """Raise or count where the open step was not finite: the one wait for the device."""
+        """Raise or count where the open step was not finite."""
         question, self._open = self._open, None
-        if question is None or not question.bad.item():
+        if question is None or not question.is_bad():
             return
-        trainer, step, _ = question
+        trainer, step = question.trainer, question.step
         folder = self.dirpath / f"nonfinite-{step.number:08d}"
         own = folder if trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
         guilty = not bool(step.losses.isfinite().all())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
-from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.profilers import PassThroughProfiler, Profiler
 
 ACTIONS = {  # of Lightning and of ours, whole or from the last dot on -> phase
     "train_dataloader_next": "data",
@@ -25,6 +26,7 @@ ACTIONS = {  # of Lightning and of ours, whole or from the last dot on -> phase
 OTHER = "other"
 PHASES = (*dict.fromkeys(ACTIONS.values()), OTHER)
 BESIDE = ("validation", "saving")  # phases that are no part of a training step
+NOTHING = nullcontext()
 MOST_MARKS = 10_000  # that wait to be added up
 
 
@@ -106,6 +108,12 @@ class Phases(Profiler):
         self._sums = dict.fromkeys(PHASES, 0.0)
         self._under_way = [OTHER]
         self._marks = [(OTHER, clock.mark())]  # of changes: the phase that begins there
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:
+        """Context of an action; nothing at all for the hundred of a step that nobody measures."""
+        if _phase(action_name) is None and isinstance(self.inner, PassThroughProfiler):
+            return NOTHING
+        return super().profile(action_name)
 
     def start(self, action_name: str) -> None:
         """Begin the phase of an action, where it is one."""
