@@ -4,8 +4,8 @@ python benchmarks/sharing.py [--rounds 3] [--steps 200] [--root DATA] [--setting
 
 Each of the settings is what the environment says of OpenMP's threads, as in
 OMP_NUM_THREADS=1,GOMP_SPINCOUNT=1000; chosen: what the program chooses; spin: what GNU's library
-does by itself. They take turns, and of each case the fastest
-round counts, in it the slowest run.
+does by itself. They take turns; of several runs at a time the slowest counts, of the rounds the
+fastest.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _table(work: str, words: tuple[str, ...], settings: list[str], rounds: int) 
                 with tempfile.TemporaryDirectory() as folder:
                     speed = run(Path(folder))
                 best[name, case] = max(speed, best.get((name, case), 0))
-    print(
-        f"{work}: steps per second of the slowest run, fastest of {rounds}; in brackets against alone"
-    )
+    print(f"{work}: steps per second, fastest of {rounds}; in brackets against alone")
     for name in settings:
         row = [
             f"{case} {speed:.1f} ({speed / best[name, 'alone']:.2f})"
