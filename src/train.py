@@ -29,6 +29,7 @@ def train(cfg: DictConfig) -> float | None:
     from contextlib import nullcontext
     from pathlib import Path
 
+    from src.config.machine import warn_if_slow
     from src.logger.loggers import loggers_of
     from src.logger.wandb_logger import close_wandb
     from src.rundir.directory import run_directory
@@ -43,6 +44,8 @@ def train(cfg: DictConfig) -> float | None:
         try:
             if first:
                 start.bring_along(Path(cfg.run_dir))
+                log.info("threads: %s", config["provenance"]["threads"])
+                warn_if_slow(cfg.trainer)
             trainer.loggers = loggers_of(cfg, config, start.step)
             cost = _fit(cfg, assembly)
             metrics = _measure(assembly) | cost | {"seconds": time.monotonic() - begin}

@@ -125,7 +125,7 @@ REFUSED = [
     (["trainer.devices=999"], "trainer.devices=999: must be auto or from 1 to"),
     (["trainer.max_time=soon"], "trainer.max_time=soon: must be DD:HH:MM:SS"),
     (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be batches"),
-    (["trainer=cpu", "trainer.precision=16-mixed"], "use trainer.precision=bf16-mixed or 32-true"),
+    (["trainer=cpu", "trainer.precision=16-mixed"], "needs a GPU, and this run is on the CPU; use"),
     (["dataset.max_steps=0"], "dataset.max_steps=0: must be an integer >= 1"),
     (["optimizer.lr=nan"], "optimizer.lr=nan: must be a finite number"),
     (

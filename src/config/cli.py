@@ -24,6 +24,7 @@ from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
+from src.config.threads import choose_threads
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -85,6 +86,8 @@ def _job(
                 _place_run(cfg)
             else:
                 cfg.overrides = passed_on
+        devices = OmegaConf.select(cfg, "trainer.devices")
+        choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
             return task(cfg)
         except Exception as error:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
 from typing import NamedTuple
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
+from src.config.rank import is_first
 from src.errors import ConfigError, require
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # noise is float32: weights must be too
+AUTO = "auto"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp", "DDPStrategy")
 
@@ -40,8 +46,20 @@ class Machine(NamedTuple):
         """Two processes on one core still show whether a run works on several."""
         return self.gpus or max(2, self.cores)
 
+    @property
+    def has_bf16(self) -> bool:
+        """Whether its device calculates in bfloat16 itself, which is fast then."""
+        if self.gpus:
+            has_cuda = torch.cuda.is_available()
+            return has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.backends.mkldnn.is_available() and _cpu_has_bf16()
+
     def __str__(self) -> str:
         return f"{self.gpus} GPUs" if self.gpus else f"{self.cores} CPU cores"
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check_machine(node: DictConfig) -> int:
@@ -49,13 +67,12 @@ def check_machine(node: DictConfig) -> int:
 
     Returns the number of processes that share the work.
     """
-    for key, known in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
-        allowed = f"must be one of {', '.join(known)}"
-        require(node[key] in known, f"trainer.{key}", node[key], allowed)
+    known = {"precision": (*PRECISIONS, AUTO), "accelerator": ACCELERATORS}
+    for key, values in known.items():
+        allowed = f"must be one of {', '.join(values)}"
+        require(node[key] in values, f"trainer.{key}", node[key], allowed)
     machine = Machine.of(node.accelerator)
-    advice = "needs a GPU, and this run is on the CPU; use trainer.precision=bf16-mixed or 32-true"
-    is_possible = machine.gpus > 0 or node.precision != "16-mixed"
-    require(is_possible, "trainer.precision", node.precision, advice)
+    _check_precision(node, machine)
     _check_compile(node, machine)
     nodes = node.num_nodes
     is_count = isinstance(nodes, int) and nodes >= 1
@@ -73,6 +90,38 @@ def _check_compile(node: DictConfig, machine: Machine) -> None:
     possible = not asked or machine.gpus > 0 or shutil.which(compiler) is not None
     advice = f"needs a C++ compiler, and {compiler} is not there; install it, or name one in CXX"
     require(possible, "trainer.compile", asked, advice)
+
+
+def settle_precision(node: DictConfig, recorded: str | None = None) -> None:
+    """In the place of trainer.precision=auto put what is fast on this machine.
+
+    recorded: of the run that goes on, which stays with it. Raises ConfigError where this machine
+    does not have it.
+    """
+    if node.precision != AUTO:
+        return
+    machine = Machine.of(node.accelerator)
+    if recorded in PRECISIONS:
+        node.precision = recorded
+    else:
+        node.precision = "bf16-mixed" if machine.has_bf16 else "32-true"
+    _check_precision(node, machine)
+
+
+def warn_if_slow(node: DictConfig) -> None:
+    """Say so, on rank 0, where ``cfg.trainer`` asks a CPU for bfloat16 that it has to imitate."""
+    machine = Machine.of(node.accelerator)
+    is_slow = node.precision == "bf16-mixed" and not machine.gpus and not machine.has_bf16
+    if is_slow and is_first():
+        why = "this CPU has no instructions for bfloat16, and steps take 6 to 13 times as long"
+        log.warning("trainer.precision=bf16-mixed: %s; use trainer.precision=32-true", why)
+
+
+def _check_precision(node: DictConfig, machine: Machine) -> None:
+    why = "needs a GPU, and this run is on the CPU"
+    advice = "use trainer.precision=auto, which takes bf16-mixed where it is fast, else 32-true"
+    is_possible = machine.gpus > 0 or node.precision != "16-mixed"
+    require(is_possible, "trainer.precision", node.precision, f"{why}; {advice}")
 
 
 def _num_devices(devices: object, machine: Machine) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from src.config.checks import check_seed, check_trainer
+from src.config.machine import settle_precision, warn_if_slow
 from src.config.run_config import run_config
 from src.config.settings import check_settings
 from src.errors import require
@@ -17,6 +18,8 @@ def check_evaluation(cfg: DictConfig) -> None:
     check_settings(cfg)
     check_seed(cfg.seed)
     check_trainer(cfg.trainer)
+    settle_precision(cfg.trainer)
+    warn_if_slow(cfg.trainer)
     for name, least, open_ended in (("num_samples", 2, True), ("batch_size", 1, False)):
         value = cfg[name]
         fits = open_ended if value is None else isinstance(value, int) and value >= least

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from src.config.threads import CORES, usable_cores
 from src.errors import require
 from src.launch import process
 from src.launch.job import Job, available, check_jobs
@@ -119,8 +120,7 @@ class Local:
         each = max((job.devices for job in jobs if isinstance(job.devices, int)), default=1)
         num = self.at_once(each)
         share = max(each, len(gpus) // num)
-        threads = max(1, (os.cpu_count() or 1) // num)
-        base = {"OMP_NUM_THREADS": str(threads)} | process.environment()
+        base = process.environment() | {CORES: str(max(1, usable_cores() // num))}
         if not gpus:
             self.share = None
             return [dict(base) for _ in range(num)]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -125,7 +125,9 @@ class Ray:
         job.begin()
         needs = {"num_cpus": self.cpus * job.devices, "num_gpus": self.gpus * job.devices}
         work = self.ray.remote(_work).options(max_retries=RETRIES, **needs)
-        return work.remote(job, os.getcwd(), self.grace)
+        # Ray would give each rank the cores of all
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, int(self.cpus))))
+        return work.remote(job, os.getcwd(), self.grace, {"OMP_NUM_THREADS": threads})
 
     def _result(self, task: object) -> tuple[int, str]:
         try:
@@ -169,11 +171,14 @@ def _probe(address: str) -> None:
         raise OSError(f"nothing that speaks Ray within {PATIENCE} s")
 
 
-def _work(job: Job, cwd: str, grace: float) -> int:
-    """In a worker of Ray: run the job as a process, so that it is as free as in any other place."""
+def _work(job: Job, cwd: str, grace: float, own: Mapping[str, str]) -> int:
+    """In a worker of Ray: run the job as a process, so that it is as free as in any other place.
+
+    own: variables of the job.
+    """
     os.chdir(cwd)
     task = importlib.import_module("ray").get_runtime_context().get_task_id()
-    variables = process.environment() | {ATTEMPT: f"ray-{task} {time.time_ns()}"}
+    variables = process.environment() | own | {ATTEMPT: f"ray-{task} {time.time_ns()}"}
     while not job.is_finished():
         child = process.begin(job, variables)
         if child is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from src.config.build import build
 from src.config.checks import check_seed
-from src.config.machine import check_machine
+from src.config.machine import check_machine, settle_precision, warn_if_slow
 from src.dataset.base import to_uint8
 from src.errors import require
 from src.files import atomic_path, content_hash
@@ -136,6 +136,8 @@ def check_sampling(cfg: DictConfig) -> None:
         require(is_count, name, cfg[name], "must be an integer >= 1")
     check_seed(cfg.seed)
     check_machine(cfg.trainer)
+    settle_precision(cfg.trainer)
+    warn_if_slow(cfg.trainer)
 
 
 def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictConfig) -> Shards:

@@ -8,17 +8,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.command import typed_overrides
+from src.config.threads import threads_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values, with ``provenance``: version, commit, command."""
+    """The resolved configuration as plain values.
+
+    With ``provenance``: version, commit, command line, threads.
+    """
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    provenance = {"version": _version(), "git": _commit(), "overrides": typed_overrides()}
+    provenance = {
+        "version": _version(),
+        "git": _commit(),
+        "overrides": typed_overrides(),
+        "threads": threads_in_words(torch.get_num_threads()),
+    }
     return content | {"provenance": provenance}
 
 

@@ -31,6 +31,7 @@ MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.max
 MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
 MAY_CHANGE += ("optimizer.fused", "optimizer.foreach")  # how, not what, is computed
 TARGET = "._target_"
+PRECISION = "trainer.precision"
 SHOWN = 10  # differences; each value with at most 60 characters
 
 
@@ -51,6 +52,11 @@ class Start(NamedTuple):
     def step(self) -> int:
         """The optimiser step that training goes on from."""
         return 0 if self.path is None else self.content["global_step"]
+
+    @property
+    def precision(self) -> str | None:
+        """That of the run whose state is restored, where it is known."""
+        return None if self.path is None else dict(flat(self.content["config"])).get(PRECISION)
 
     def is_within(self, run_dir: Path) -> bool:
         """Whether the state that is restored is the run's own."""

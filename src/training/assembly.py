@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from src.config.build import build, naming
 from src.config.checks import check_training
+from src.config.machine import settle_precision
 from src.config.words import nearest
 from src.errors import ConfigError, require
 from src.model.base import CanEstimate, GenerativeModel
@@ -84,7 +85,9 @@ def check(cfg: DictConfig) -> Start:
     """Refuse what the configuration alone decides, and find where the run begins."""
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_training(cfg, dataset=ImageDataModule)
-    return begin(cfg)
+    start = begin(cfg)
+    settle_precision(cfg.trainer, start.precision)
+    return start
 
 
 def build_parts(cfg: DictConfig, start: Start) -> Parts:
