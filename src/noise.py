@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,16 +31,18 @@ class RowGenerators:
     """
 
     def __init__(self, key: Key, rows: range, total: int) -> None:
-        size = max(BLOCK, -(-total // NUM_BLOCKS))
-        first = rows.start // size
-        self._rows = slice(rows.start - first * size, rows.stop - first * size)
-        self._blocks = [
-            (generator(*key, start), min(size, total - start))
-            for start in range(first * size, rows.stop, size)
-        ]
+        self._key, self._rows, self._total = key, rows, total
+        self._size = max(BLOCK, -(-total // NUM_BLOCKS))
+        self._first = rows.start // self._size * self._size
 
     def __len__(self) -> int:
-        return self._rows.stop - self._rows.start
+        return len(self._rows)
+
+    @cached_property
+    def _blocks(self) -> list[tuple[torch.Generator, int]]:
+        """Generator and size of each; made when something is drawn."""
+        starts = range(self._first, self._rows.stop, self._size)
+        return [(generator(*self._key, at), min(self._size, self._total - at)) for at in starts]
 
     def fill(self, out: Tensor, draw: Draw) -> None:
         """Fill ``out``, one row for each of ours, with what ``draw`` puts into whole blocks."""
@@ -50,7 +53,8 @@ class RowGenerators:
             draw(all_of_them[start : start + size], own)
             start += size
         if all_of_them is not out:
-            out.copy_(all_of_them[self._rows])
+            skipped = self._rows.start - self._first
+            out.copy_(all_of_them[skipped : skipped + len(out)])
 
 
 Generators = torch.Generator | Sequence[torch.Generator] | RowGenerators | None

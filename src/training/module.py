@@ -46,10 +46,8 @@ class GenerativeModule(pl.LightningModule):
         self.model.step = step
         _seed(mix(*batch.noise.key, "dropout", batch.noise.first), batch.x.device)
         losses = self._losses(batch)
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._micro_batches = []
         if (step + 1) % self.trainer.log_every_n_steps == 0 or step + 1 == self.trainer.max_steps:
-            self._log_step(losses, len(batch.x))
+            self._keep(losses, batch_idx)
         return losses["loss"]
 
     def configure_gradient_clipping(
@@ -90,13 +88,27 @@ class GenerativeModule(pl.LightningModule):
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         return self.model.loss(batch.x, batch.label, batch.noise.generators())
 
-    def _log_step(self, losses: dict[str, Tensor], num: int) -> None:
-        """Log the means over what the optimiser step has seen so far, on all ranks."""
+    def _keep(self, losses: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the means over the micro-batches of an optimiser step, on all ranks, at its last."""
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch_idx % accumulate == 0:
+            self._micro_batches = []
         self._micro_batches.append(torch.stack([value.detach() for value in losses.values()]))
-        own = torch.stack(self._micro_batches).mean(0)
-        values = self.trainer.strategy.reduce(own, reduce_op="mean")
-        named = {f"train/{name}": value for name, value in zip(losses, values, strict=True)}
-        self.log_dict(named, on_step=True, on_epoch=False, batch_size=num)
+        if (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch:
+            own = torch.stack(self._micro_batches).mean(0)
+            values = self.trainer.strategy.reduce(own, reduce_op="mean").cpu()
+            self._log_step({f"train/{name}": v for name, v in zip(losses, values, strict=True)})
+
+    def _log_step(self, named: dict[str, Tensor]) -> None:
+        """Give numbers to callbacks and loggers: ``self.log`` takes a millisecond for the same."""
+        self.trainer.callback_metrics.update(named)
+        step = self.global_step
+        if (step + 1) % self.trainer.log_every_n_steps:
+            return  # the last step: for callbacks alone
+        numbers = {name: value.item() for name, value in named.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=step)
+            logger.save()
 
     def _average(self, stage: str, batch: Batch) -> None:
         """Log the mean of each loss over the images of all batches and ranks; NaN stays NaN.
