@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
+from src.config.quick import compose_quickly, uncollected
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
@@ -32,9 +34,9 @@ FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is alwa
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
-OmegaConf.register_new_resolver(
-    "suffix", lambda: secrets.token_hex(4), use_cache=True, replace=True
-)
+# both without nested braces or empty parentheses, for which OmegaConf would start its slow parser
+OmegaConf.register_new_resolver("suffix", secrets.token_hex, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("cache", lambda name: str(_caches() / name), replace=True)
 
 
 def run(
@@ -59,7 +61,8 @@ def run(
     own, passed_on = split_overrides(sys.argv[1:], of_run)
     sys.argv[1:] = [literal(word) for word in own]
     job = _job(task, passed_on, is_training=not of_run)
-    with _hydra_raises() as traced:
+    compose_quickly()
+    with _hydra_raises() as traced, uncollected():
         try:
             refuse_secrets([*own, *passed_on])
             if of_run and {"-m", "--multirun"} & {*own}:
@@ -72,12 +75,18 @@ def run(
             sys.exit(_report(ended, config_name, of_run, traced))
 
 
+def _caches() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "."), ".cache"))
+
+
 def _job(
     task: Callable[[DictConfig], Any], passed_on: list[str], is_training: bool
 ) -> Callable[[DictConfig], Any]:
     """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
+        gc.enable()
         quiet_logging()
         sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
         with open_dict(cfg):
