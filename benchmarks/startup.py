@@ -68,12 +68,15 @@ def cost(words: Sequence[str], checkout: Path) -> Cost:
 
 def main() -> None:
     """Print minimum and median of each case, and the ratios to those of the other checkout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--against", type=Path)
     asked = parser.parse_args()
     checkouts = [ROOT] if asked.against is None else [ROOT, asked.against.resolve()]
-    print(f"seconds, minimum and median of {asked.runs} runs; here{', there, ratio' * (len(checkouts) - 1)}")
+    columns = "here" if asked.against is None else "here, there, ratio"
+    print(f"seconds, minimum and median of {asked.runs} runs: {columns}")
     for name, words in CASES.items():
         for checkout in checkouts:
             cost(words, checkout)  # once for the caches

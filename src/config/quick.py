@@ -34,7 +34,7 @@ def compose_quickly() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Look for no cyclic garbage meanwhile: imports make a million objects, and all of them stay."""
+    """Look for no cyclic garbage meanwhile: imports make a million objects, which all stay."""
     gc.disable()
     try:
         yield

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from hydra.errors import HydraException
@@ -26,9 +25,6 @@ from src.report.study import complete, draw_study
 from src.sweep.space import Grid, Space, grid, parse, size
 from src.sweep.study import OWNER, Trials
 
-if TYPE_CHECKING:
-    from hydra_plugins.genbench_launcher import Launcher
-
 log = logging.getLogger(__name__)
 
 DIRECTIONS = ("minimize", "maximize")
@@ -37,7 +33,7 @@ OF_THE_DRIVER = ("sweep.trials=",)
 CALLBACKS = "[generation,grid,finite,checkpoint,lr_monitor,progress,pruning]"
 
 
-def sweep(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> None:
+def sweep(config: DictConfig, launcher: JobLauncher, arguments: Sequence[str]) -> None:
     """Run the study of ``config.sweep`` until it has ``trials`` in all.
 
     The job of trial n is job n of the sweep directory. A failed job is a failed trial; its error is
@@ -46,7 +42,7 @@ def sweep(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> N
 
     Arguments:
         config: the driver's composed configuration.
-        launcher: of the jobs, which are its ``jobs``.
+        launcher: of the jobs.
         arguments: the typed overrides, which every job gets, with those of its trial.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -60,7 +56,7 @@ def sweep(config: DictConfig, launcher: Launcher, arguments: Sequence[str]) -> N
     study = config.sweep
     trials = Trials(study.study, study.storage, objectives, space, _fixed(shared), folder)
     with trials.driving():
-        jobs = _run(config, trials, launcher.jobs, shared, list(objectives))
+        jobs = _run(config, trials, launcher, shared, list(objectives))
     _show(trials, list(objectives))
     for job in jobs:
         if job.status not in FINISHED:
