@@ -7,8 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from src.config.cli import run
-from src.config.quick import split_torchmetrics, uncollected
+from src.config.quick import quick_start, split_torchmetrics, uncollected
 from src.config.rank import is_first
 from src.logger.wandb_import import import_wandb
 from src.training.interruption import INTERRUPTION
@@ -123,7 +122,10 @@ def _checkpoints(assembly: Assembly) -> list:
 
 def main() -> None:
     """Entry point of the command line."""
-    run(train, "train", INTERRUPTION.listening)
+    with quick_start():
+        from src.config.cli import run
+
+        run(train, "train", INTERRUPTION.listening)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ read.
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import secrets
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
-from src.config.quick import compose_quickly, uncollected
+from src.config.quick import collect_again
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
@@ -61,8 +60,7 @@ def run(
     own, passed_on = split_overrides(sys.argv[1:], of_run)
     sys.argv[1:] = [literal(word) for word in own]
     job = _job(task, passed_on, is_training=not of_run)
-    compose_quickly()
-    with _hydra_raises() as traced, uncollected():
+    with _hydra_raises() as traced:
         try:
             refuse_secrets([*own, *passed_on])
             if of_run and {"-m", "--multirun"} & {*own}:
@@ -86,7 +84,7 @@ def _job(
     """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
-        gc.enable()
+        collect_again()
         quiet_logging()
         sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
         with open_dict(cfg):

@@ -11,7 +11,6 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 
 import yaml
-from hydra.core.config_store import ConfigStore
 
 PARTS = {  # what a training asks of torchmetrics, and where it lies
     "Metric": "torchmetrics.metric",
@@ -21,25 +20,38 @@ PARTS = {  # what a training asks of torchmetrics, and where it lies
 }
 
 
-def compose_quickly() -> None:
-    """Have YAML read by its C library, and Hydra's store of schemas never copied.
-
-    Hydra copies the store with the list of its sources, ``--help`` 150 times; whatever it takes out
-    of the store is a copy anyway.
-    """
-    if yaml.__with_libyaml__:
-        yaml.SafeLoader = yaml.CSafeLoader  # OmegaConf derives its own from it at each reading
-    ConfigStore.__deepcopy__ = lambda store, memo: store
-
-
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Look for no cyclic garbage meanwhile: imports make a million objects, which all stay."""
+    gc.unfreeze()  # of an earlier start in this process
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        collect_again()
+
+
+def collect_again() -> None:
+    """Look for garbage among what is made from now on."""
+    gc.freeze()
+    gc.enable()
+
+
+@contextmanager
+def quick_start() -> Iterator[None]:
+    """Where Hydra is imported and composes: C reads and writes YAML, schemas are not copied.
+
+    Hydra copies the store of its schemas with the list of its sources, ``--help`` 150 times;
+    whatever it takes out of the store is a copy anyway. Garbage is collected once the configuration
+    is composed.
+    """
+    if yaml.__with_libyaml__:
+        yaml.SafeLoader, yaml.Dumper = yaml.CSafeLoader, yaml.CDumper  # OmegaConf derives its own
+    with uncollected():
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.__deepcopy__ = lambda store, memo: store
+        yield
 
 
 def split_torchmetrics() -> None:
