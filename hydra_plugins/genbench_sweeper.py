@@ -28,4 +28,5 @@ class StudySweeper(Sweeper):
         """Launch jobs until the study has all its trials."""
         from src.sweep.sweeper import sweep
 
-        sweep(self.config, self.launcher, arguments)
+        jobs = getattr(self.launcher, "jobs", None)  # a launcher that is not ours is refused
+        sweep(self.config, jobs, arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from src.config.cli import run
+from src.config.quick import quick_start
 from src.config.run_config import OF_RUN
 from src.training.interruption import INTERRUPTION
 
@@ -75,7 +75,10 @@ def _write(images: Tensor, output: Path, cfg: DictConfig) -> list[str]:
 
 def main() -> None:
     """Entry point of the command line."""
-    run(sample, "sample", INTERRUPTION.listening, of_run=OF_RUN)
+    with quick_start():
+        from src.config.cli import run
+
+        run(sample, "sample", INTERRUPTION.listening, of_run=OF_RUN)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from src.config.cli import run
+from src.config.quick import quick_start, split_torchmetrics, uncollected
+from src.config.rank import is_first
+from src.logger.wandb_import import import_wandb
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -29,14 +31,18 @@ def train(cfg: DictConfig) -> float | None:
     from contextlib import nullcontext
     from pathlib import Path
 
-    from src.config.machine import warn_if_slow
-    from src.logger.loggers import loggers_of
-    from src.logger.wandb_logger import close_wandb
-    from src.rundir.directory import run_directory
-    from src.training.assembly import assemble
-
     begin = time.monotonic()
-    assembly = assemble(cfg)
+    with uncollected():
+        if is_first() and cfg.logger.get("wandb"):
+            import_wandb()
+        split_torchmetrics()
+        from src.config.machine import warn_if_slow
+        from src.logger.loggers import loggers_of
+        from src.logger.wandb_logger import close_wandb
+        from src.rundir.directory import run_directory
+        from src.training.assembly import assemble
+
+        assembly = assemble(cfg)
     start, trainer, config = assembly.start, assembly.trainer, assembly.config
     first = trainer.is_global_zero
     directory = run_directory(cfg, config, resumed=start.resumes) if first else nullcontext()
@@ -46,7 +52,8 @@ def train(cfg: DictConfig) -> float | None:
                 start.bring_along(Path(cfg.run_dir))
                 log.info("threads: %s", config["provenance"]["threads"])
                 warn_if_slow(cfg.trainer)
-            trainer.loggers = loggers_of(cfg, config, start.step)
+            with uncollected():
+                trainer.loggers = loggers_of(cfg, config, start.step)
             cost = _fit(cfg, assembly)
             metrics = _measure(assembly) | cost | {"seconds": time.monotonic() - begin}
             if first:
@@ -120,7 +127,10 @@ def _checkpoints(assembly: Assembly) -> list:
 
 def main() -> None:
     """Entry point of the command line."""
-    run(train, "train", INTERRUPTION.listening)
+    with quick_start():
+        from src.config.cli import run
+
+        run(train, "train", INTERRUPTION.listening)
 
 
 if __name__ == "__main__":

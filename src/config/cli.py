@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
+from src.config.quick import collect_again
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
@@ -33,9 +34,9 @@ FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is alwa
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
-OmegaConf.register_new_resolver(
-    "suffix", lambda: secrets.token_hex(4), use_cache=True, replace=True
-)
+# both without nested braces or empty parentheses, for which OmegaConf would start its slow parser
+OmegaConf.register_new_resolver("suffix", secrets.token_hex, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("cache", lambda name: str(_caches() / name), replace=True)
 
 
 def run(
@@ -73,12 +74,18 @@ def run(
             sys.exit(_report(ended, config_name, of_run, traced))
 
 
+def _caches() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "."), ".cache"))
+
+
 def _job(
     task: Callable[[DictConfig], Any], passed_on: list[str], is_training: bool
 ) -> Callable[[DictConfig], Any]:
     """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
+        collect_again()
         quiet_logging()
         sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
         with open_dict(cfg):

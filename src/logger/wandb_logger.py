@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.errors import first_line
 from src.files import write_json
 from src.logger.wandb_file import last_row
+from src.logger.wandb_import import import_wandb
 from src.rundir.history import History
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ def _run_id(save_dir: Path, asked: str | None) -> str:
 
 def _begin(settings: dict[str, Any]) -> Run:
     """Start the run: offline where there is no server, a dummy where W&B does not work at all."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # its own telemetry waits 20 s for a dead server at exit
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import_wandb()
     import wandb
 
     limits = {"init_timeout": TIMEOUT, "finish_timeout": TIMEOUT}

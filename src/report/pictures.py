@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from src.files import atomic_path
 from src.report.figure import blank, picture_of
@@ -32,6 +31,8 @@ def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
 
     columns: images in a row (default: about square).
     """
+    from torchvision.utils import make_grid  # slow to import, and no picture is drawn at the start
+
     images = images.cpu()
     columns = columns or max(1, round(len(images) ** 0.5))
     factor = max(1, -(-CELL // images.shape[-1]))
