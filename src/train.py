@@ -36,7 +36,6 @@ def train(cfg: DictConfig) -> float | None:
         if is_first() and cfg.logger.get("wandb"):
             import_wandb()
         split_torchmetrics()
-        from src.config.machine import warn_if_slow
         from src.logger.loggers import loggers_of
         from src.logger.wandb_logger import close_wandb
         from src.rundir.directory import run_directory
@@ -50,8 +49,7 @@ def train(cfg: DictConfig) -> float | None:
         try:
             if first:
                 start.bring_along(Path(cfg.run_dir))
-                log.info("threads: %s", config["provenance"]["threads"])
-                warn_if_slow(cfg.trainer)
+                _say_how(cfg, assembly)
             with uncollected():
                 trainer.loggers = loggers_of(cfg, config, start.step)
             cost = _fit(cfg, assembly)
@@ -59,11 +57,18 @@ def train(cfg: DictConfig) -> float | None:
             if first:
                 _write(assembly, Path(cfg.run_dir), metrics)
             if cfg.optimized_metric not in metrics:
-                why = "was not measured in this run"
-                log.warning("optimized_metric=%s: %s", cfg.optimized_metric, why)
+                log.warning("optimized_metric=%s: was not measured here", cfg.optimized_metric)
         finally:
             close_wandb()
     return metrics.get(cfg.optimized_metric)
+
+
+def _say_how(cfg: DictConfig, assembly: Assembly) -> None:
+    """What the user has not chosen, and may want to know at once."""
+    from src.config.machine import warn_if_slow
+
+    log.info("threads: %s", assembly.config["provenance"]["threads"])
+    warn_if_slow(cfg.trainer)
 
 
 def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
