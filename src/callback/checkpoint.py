@@ -72,6 +72,7 @@ class Checkpoint(LastInOrder):
         """Validate where the run that is resumed was cut off before or within a validation."""
         INTERRUPTION.listen()
         self._step = trainer.global_step
+        self._last = trainer.estimated_stepping_batches
         self._begin = time.monotonic()
         self._measured = partial(_values, trainer)
         self.writer.begin(trainer)
@@ -100,7 +101,7 @@ class Checkpoint(LastInOrder):
         requested, due = _any_rank(trainer, INTERRUPTION.requested is not None, due)
         if requested:
             INTERRUPTION.request()
-        over = step >= trainer.estimated_stepping_batches
+        over = step >= self._last
         if self.policy.saves(due, requested, over, self.validates):
             self.writer.save(trainer)
         # in the wait for the next batch, after logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -95,15 +96,15 @@ class Finite(pl.Callback):
     ) -> None:
         """Put all numbers of a step into one, on the device."""
         gradients = pl_module.gradients
-        losses = torch.stack(self._losses)
-        total = losses.sum()
+        numbers = [*self._losses]
         if trainer.precision != "16-mixed":
-            total = total + gradients.norm()
-        bad = total.isfinite().logical_not().float()
+            numbers.append(gradients.norm())
+        total = functools.reduce(torch.add, numbers)
+        bad = (total - total).ne_(0)  # NaN - NaN and inf - inf are NaN, which is not 0
         if trainer.world_size > 1:  # all ranks, or none
             bad = trainer.strategy.reduce(bad, reduce_op="max")
         rate = optimizer.param_groups[0]["lr"]
-        step = Step(trainer.global_step, trainer.current_epoch, rate, self._batches, losses)
+        step = Step(trainer.global_step, trainer.current_epoch, rate, self._batches, self._losses)
         self._open = Question(trainer, step, bad)
         self._batches = []
         self._losses = []
@@ -146,7 +147,8 @@ class Finite(pl.Callback):
         trainer, step = question.trainer, question.step
         folder = self.dirpath / f"nonfinite-{step.number:08d}"
         own = folder if trainer.is_global_zero else folder / f"rank-{trainer.global_rank}"
-        guilty = not bool(step.losses.isfinite().all())
+        losses = torch.stack(step.losses)
+        guilty = not bool(losses.isfinite().all())
         if self.skipped < RECORDS and (guilty or trainer.is_global_zero):
             write_flight_record(own, trainer, step)
         if self.policy == "raise":
@@ -156,7 +158,7 @@ class Finite(pl.Callback):
 
 
 def _error(step: Step, accumulate: int, folder: Path) -> NonFiniteError:
-    loss = (step.losses.sum() * accumulate / len(step.losses)).item()
+    loss = torch.stack(step.losses).mean().item() * accumulate
     images = [index for batch in step.batches for index in batch.indices.tolist()]
     return NonFiniteError(
         f"train/loss={loss:g} or its gradient at step {step.number} "

@@ -81,7 +81,7 @@ class ImageData:
         """
         in_memory = isinstance(self.images, Tensor)
         images = self.images.index_select(0, index) if in_memory else self.images[index]
-        return images, None if self.labels is None else self.labels[index]
+        return images, None if self.labels is None else self.labels.index_select(0, index)
 
     def subset(self, index: Tensor) -> ImageData:
         """The images at ``index`` (long) with labels and factors; lazy ones stay lazy."""

@@ -26,14 +26,14 @@ class Step(NamedTuple):
         epoch: counted from 0.
         lr: learning rate.
         batches: several where gradients are accumulated.
-        losses: one of each, (n,) on the device.
+        losses: one of each, on the device.
     """
 
     number: int
     epoch: int
     lr: float
     batches: list[Batch]
-    losses: Tensor
+    losses: list[Tensor]
 
 
 def write_flight_record(folder: Path, trainer: pl.Trainer, step: Step) -> None:
@@ -47,8 +47,7 @@ def write_flight_record(folder: Path, trainer: pl.Trainer, step: Step) -> None:
     it is there, and comes to the same step with the same numbers.
     """
     module = trainer.lightning_module
-    losses = step.losses * trainer.accumulate_grad_batches
-    numbers = [_number(loss) for loss in losses]
+    numbers = [_number(loss * trainer.accumulate_grad_batches) for loss in step.losses]
     images = [_images(module.model, batch) for batch in step.batches]
     layers = {name: _norms(parameter) for name, parameter in module.model.named_parameters()}
     record = {

@@ -19,6 +19,7 @@ class Gradients:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self._norm: Tensor | None = None
+        self._weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
     @property
     def fused(self) -> bool:
@@ -41,21 +42,18 @@ class Gradients:
 
         Pascanu et al. 2013, algorithm 1.
         """
-        gradients = self._all()
-        if limit and gradients:
-            excess = (self.norm() / limit).clamp(min=1)
+        if limit and self._all():
+            excess = (self.norm() / limit).clamp_(min=1)
             if self.fused:
                 self.optimizer.grad_scale = excess
             else:
-                torch._foreach_div_(gradients, excess)
+                torch._foreach_div_(self._all(), excess)
         self._norm = None
 
     def remove(self) -> None:
-        """Leave nothing to step with: optimisers skip weights without gradients."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        """Forget the gradients: optimisers skip weights without."""
+        for weight in self._weights:
+            weight.grad = None
 
     def _all(self) -> list[Tensor]:
-        groups = self.optimizer.param_groups
-        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return [weight.grad for weight in self._weights if weight.grad is not None]

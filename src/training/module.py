@@ -62,6 +62,10 @@ class GenerativeModule(pl.LightningModule):
         else:
             self.gradients.clip(gradient_clip_val)
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients, as torch does, in a tenth of the time."""
+        self.gradients.remove()
+
     def on_validation_epoch_start(self) -> None:
         """Forget the batches of a validation that was cut off."""
         self._means = {}

@@ -124,7 +124,7 @@ class ResumableLoader(DataLoader):
             plan.epoch += 1
             plan.done = 0
         self._continues = False
-        batches = super().__iter__()
+        batches = super().__iter__() if self.num_workers else self._here()
         while True:
             with INTERRUPTION.waiting():
                 batch = next(batches, None)
@@ -132,6 +132,12 @@ class ResumableLoader(DataLoader):
                 return
             plan.done += 1
             yield batch
+
+    def _here(self) -> Iterator[Batch]:
+        """Batches made by this process: what is left of torch's loader without workers."""
+        for key in self.sampler:
+            batch = self.dataset[key]
+            yield batch.pin_memory() if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and batches given out in it; before the first one, the end of the last epoch."""
