@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
-from src.config.quick import collect_again
+from src.config.quick import collect_garbage
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
@@ -85,7 +85,7 @@ def _job(
     """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
-        collect_again()
+        collect_garbage()
         quiet_logging()
         sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
         with open_dict(cfg):

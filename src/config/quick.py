@@ -23,18 +23,11 @@ PARTS = {  # what a training asks of torchmetrics, and where it lies
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Look for no cyclic garbage meanwhile: imports make a million objects, which all stay."""
-    gc.unfreeze()  # of an earlier start in this process
     gc.disable()
     try:
         yield
     finally:
-        collect_again()
-
-
-def collect_again() -> None:
-    """Look for garbage among what is made from now on."""
-    gc.freeze()
-    gc.enable()
+        gc.enable()
 
 
 @contextmanager
@@ -42,16 +35,29 @@ def quick_start() -> Iterator[None]:
     """Where Hydra is imported and composes: C reads and writes YAML, schemas are not copied.
 
     Hydra copies the store of its schemas with the list of its sources, ``--help`` 150 times;
-    whatever it takes out of the store is a copy anyway. Garbage is collected once the configuration
-    is composed.
+    whatever it takes out of the store is a copy anyway. Garbage is not looked for until all is
+    composed (``collect_garbage``), or the process ends.
     """
     if yaml.__with_libyaml__:
         yaml.SafeLoader, yaml.Dumper = yaml.CSafeLoader, yaml.CDumper  # OmegaConf derives its own
-    with uncollected():
+    gc.unfreeze()  # of an earlier start in this process
+    gc.disable()
+    try:
         from hydra.core.config_store import ConfigStore
 
         ConfigStore.__deepcopy__ = lambda store, memo: store
         yield
+    finally:
+        if gc.isenabled():  # a task was done, and its objects are given back
+            gc.unfreeze()
+        else:
+            collect_garbage()
+
+
+def collect_garbage() -> None:
+    """Look for garbage from now on, and only among what is made from now on."""
+    gc.freeze()
+    gc.enable()
 
 
 def split_torchmetrics() -> None:
