@@ -53,7 +53,9 @@ def steps_per_second(runs: list[subprocess.Popen], place: Path) -> float:
 
 def _step_seconds(metrics: Mapping[str, float]) -> float:
     """Measured, or from the whole fit where the run has not measured it."""
-    return metrics.get("step_seconds") or BATCH / metrics["images_per_second"]
+    if "step_seconds" in metrics:
+        return metrics["step_seconds"] / metrics["step"]
+    return BATCH / metrics["images_per_second"]
 
 
 @contextmanager

@@ -22,8 +22,10 @@ class Launcher(HydraLauncher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Make the launcher of jobs."""
+        from src.config.quick import collect_garbage
         from src.launch.launcher import JobLauncher
 
+        collect_garbage()  # a driver works for hours
         self.jobs = JobLauncher(**self.settings)
         self.jobs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

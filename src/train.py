@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> float | None:
         from src.rundir.directory import run_directory
         from src.training.assembly import assemble
 
-        assembly = assemble(cfg)
+    assembly = assemble(cfg)
     start, trainer, config = assembly.start, assembly.trainer, assembly.config
     first = trainer.is_global_zero
     directory = run_directory(cfg, config, resumed=start.resumes) if first else nullcontext()

@@ -117,10 +117,12 @@ def test_what_is_logged_is_the_mean_over_the_optimiser_step():
     assert logged[5] == (17 + 18 + 19 + 20) / 4, "the last step is logged, whatever the interval"
 
 
-def test_a_batch_moves_itself_and_is_not_looked_into(monkeypatch):
+def test_a_batch_moves_itself_and_is_not_looked_into():
     from lightning_fabric.utilities.apply_func import move_data_to_device
 
-    moved = move_data_to_device(batch(0), torch.device("meta"))
+    given = batch(0)
+    moved = move_data_to_device(given, torch.device("meta"))
+    assert moved.indices is given.indices, "which would be moved too"
     assert isinstance(moved, Batch)
     assert moved.x.device.type == "meta"
     assert moved.noise == batch(0).noise
@@ -142,9 +144,11 @@ class Folded(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(4, 4)
+        self.layer, self.runs = nn.Linear(4, 4), 0
 
     def forward(self, x):
+        if not torch.compiler.is_compiling():
+            self.runs += 1
         return self.layer(x).sin().cos()
 
 
@@ -156,6 +160,7 @@ def test_compiled_networks_keep_their_names_and_values():
     compile_networks(model)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(x), expected)
+    assert model[0].runs == 1, "only before it was compiled"
 
 
 def test_on_a_cpu_only_training_steps_are_compiled():

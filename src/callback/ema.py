@@ -36,8 +36,7 @@ class EMA(pl.Callback):
         """Begin with the weights themselves, or with the average that the checkpoint brought."""
         restored = self.average
         self.average = {}
-        named = pl_module.model.named_parameters()
-        self._weights = {name: p for name, p in named if p.requires_grad}
+        self._weights = _parameters(pl_module)
         for name, parameter in self._weights.items():
             start = restored.get(name, parameter.detach())
             self.average[name] = start.to(parameter.device, copy=True)
@@ -61,11 +60,11 @@ class EMA(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the average in place."""
-        self._swap(into_average=True)
+        self._swap(pl_module, into_average=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the training weights back."""
-        self._swap(into_average=False)
+        self._swap(pl_module, into_average=False)
 
     on_test_start = on_validation_start
     on_test_end = on_validation_end
@@ -74,7 +73,7 @@ class EMA(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Never leave the average where the training weights belong."""
-        self._swap(into_average=False)
+        self._swap(pl_module, into_average=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -96,10 +95,14 @@ class EMA(pl.Callback):
         """Restore the number of updates."""
         self.updates = state_dict["updates"]
 
-    def _swap(self, into_average: bool) -> None:
+    def _swap(self, pl_module: pl.LightningModule, into_average: bool) -> None:
         """Exchange weights and average by pointer, where there is an average."""
         if self._swapped == into_average or not self.average:
             return
-        for name, parameter in self._weights.items():
+        for name, parameter in _parameters(pl_module).items():
             parameter.data, self.average[name] = self.average[name], parameter.data
         self._swapped = into_average
+
+
+def _parameters(pl_module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in pl_module.model.named_parameters() if p.requires_grad}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -55,8 +56,8 @@ class Finite(pl.Callback):
     scaler; only losses are checked.
 
     A fused optimiser skips such a step by itself. The device is asked later, when it has long
-    answered: before the next gradients, a validation, a checkpoint and the end. Others are asked
-    before they step.
+    answered: before the next gradients, a row of the log, a validation, a checkpoint and the end.
+    Others are asked before they step.
 
     Arguments:
         dirpath: the run directory.
@@ -76,7 +77,9 @@ class Finite(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Keep the batches of this optimiser step."""
+        """Keep the batches of this optimiser step; ask before its row is logged."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            self._ask()
         self._batches.append(batch)
 
     def on_before_zero_grad(
@@ -101,8 +104,8 @@ class Finite(pl.Callback):
             numbers.append(gradients.norm())
         total = functools.reduce(torch.add, numbers)
         bad = (total - total).ne_(0)  # NaN - NaN and inf - inf are NaN, which is not 0
-        if trainer.world_size > 1:  # all ranks, or none
-            bad = trainer.strategy.reduce(bad, reduce_op="max")
+        if trainer.world_size > 1:  # all ranks, or none; Lightning's reduce has a barrier
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
         rate = optimizer.param_groups[0]["lr"]
         step = Step(trainer.global_step, trainer.current_epoch, rate, self._batches, self._losses)
         self._open = Question(trainer, step, bad)
@@ -127,8 +130,10 @@ class Finite(pl.Callback):
         self._ask()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask about the last step."""
+        """Ask about the last step, and count it."""
         self._ask()
+        if self.skipped:
+            trainer.callback_metrics["train/skipped"] = torch.tensor(float(self.skipped))
 
     def state_dict(self) -> dict[str, int]:
         """How many steps were skipped; asks, before the state after the open step is written."""

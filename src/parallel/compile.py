@@ -52,7 +52,7 @@ class Compile(pl.Callback):
 
     on_test_start = on_validation_start
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the process as it was."""
         self._set(eager=False)
 

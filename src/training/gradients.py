@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 class Gradients:
     """Norm of all gradients, and what an optimiser does with it, with no wait for the device.
 
-    A fused optimiser of torch takes two numbers that lie on the device: by ``grad_scale`` it
-    divides the gradients, and with ``found_inf`` other than 0 it leaves weights and its own state
-    as they are. Clipping and skipping then cost no pass over the gradients. Other optimisers get
-    gradients that were multiplied, or none.
+    torch's fused Adam and AdamW take two numbers that lie on the device: by ``grad_scale`` they
+    divide the gradients, and with ``found_inf`` of 1 they leave weights and their own state as they
+    are. Clipping and skipping then cost no pass over the gradients. Other optimisers get gradients
+    that were divided, or none. (Fused SGD would begin with a momentum that nobody has set where its
+    first step is skipped.)
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -24,7 +25,8 @@ class Gradients:
     @property
     def fused(self) -> bool:
         """Whether the optimiser takes numbers on the device; a resumed run's may not."""
-        return all(group.get("fused") for group in self.optimizer.param_groups)
+        is_adam = isinstance(self.optimizer, torch.optim.Adam | torch.optim.AdamW)
+        return is_adam and all(group.get("fused") for group in self.optimizer.param_groups)
 
     def norm(self) -> Tensor:
         """Euclidean norm of all gradients, (); measured once in an optimiser step."""
@@ -34,7 +36,7 @@ class Gradients:
         return self._norm
 
     def skip_if(self, bad: Tensor) -> None:
-        """Let a fused optimiser skip this step where ``bad``, () float, is not 0."""
+        """Let a fused optimiser skip this step where ``bad``, () float, is 1 and not 0."""
         self.optimizer.found_inf = bad
 
     def clip(self, limit: float | None) -> None:
@@ -51,7 +53,8 @@ class Gradients:
         self._norm = None
 
     def remove(self) -> None:
-        """Forget the gradients: optimisers skip weights without."""
+        """Forget the gradients and their norm: optimisers skip weights without."""
+        self._norm = None
         for weight in self._weights:
             weight.grad = None
 

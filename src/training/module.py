@@ -38,7 +38,8 @@ class GenerativeModule(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.gradients = None if optimizer is None else Gradients(optimizer)
         self._means: dict[str, MeanMetric] = {}  # of an evaluation; no part of a checkpoint
-        self._micro_batches: list[Tensor] = []  # losses of the optimiser step, where it is logged
+        self._names: list[str] = []  # of the losses
+        self._micro_batches: list[Tensor] = []  # losses of the optimiser step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; dropout is keyed like all other noise."""
@@ -46,9 +47,15 @@ class GenerativeModule(pl.LightningModule):
         self.model.step = step
         _seed(mix(*batch.noise.key, "dropout", batch.noise.first), batch.x.device)
         losses = self._losses(batch)
+        self._keep(losses, batch_idx)
         if (step + 1) % self.trainer.log_every_n_steps == 0 or step + 1 == self.trainer.max_steps:
-            self._keep(losses, batch_idx)
+            self._log_step(batch_idx)
         return losses["loss"]
+
+    def on_train_end(self) -> None:
+        """Give callbacks the losses of the last step, which nobody knew to be the last."""
+        if self._micro_batches:
+            self.trainer.callback_metrics.update(self._means_of_step())
 
     def configure_gradient_clipping(
         self,
@@ -93,18 +100,28 @@ class GenerativeModule(pl.LightningModule):
         return self.model.loss(batch.x, batch.label, batch.noise.generators())
 
     def _keep(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the means over the micro-batches of an optimiser step, on all ranks, at its last."""
-        accumulate = self.trainer.accumulate_grad_batches
-        if batch_idx % accumulate == 0:
+        """Keep the losses of an optimiser step on the device, one row for each micro-batch."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._micro_batches = []
+        self._names = list(losses)
         self._micro_batches.append(torch.stack([value.detach() for value in losses.values()]))
-        if (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch:
-            own = torch.stack(self._micro_batches).mean(0)
-            values = self.trainer.strategy.reduce(own, reduce_op="mean").cpu()
-            self._log_step({f"train/{name}": v for name, v in zip(losses, values, strict=True)})
 
-    def _log_step(self, named: dict[str, Tensor]) -> None:
-        """Give numbers to callbacks and loggers: ``self.log`` takes a millisecond for the same."""
+    def _means_of_step(self) -> dict[str, Tensor]:
+        """Means over micro-batches and ranks, on the CPU."""
+        own = torch.stack(self._micro_batches).mean(0)
+        values = self.trainer.strategy.reduce(own, reduce_op="mean").cpu()
+        return {f"train/{name}": value for name, value in zip(self._names, values, strict=True)}
+
+    def _log_step(self, batch_idx: int) -> None:
+        """Give the losses of an optimiser step to callbacks and loggers, at its last micro-batch.
+
+        ``self.log`` takes a millisecond for the same. Lightning's property gives the dictionary
+        itself.
+        """
+        accumulate = self.trainer.accumulate_grad_batches
+        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+            return
+        named = self._means_of_step()
         self.trainer.callback_metrics.update(named)
         step = self.global_step
         if (step + 1) % self.trainer.log_every_n_steps:
