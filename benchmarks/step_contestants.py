@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,20 @@ class Bare:
             yield self.images[order[: self.size]]
             order = order[self.size :]
 
-    def step(self, x: Tensor) -> None:
-        """One step of the optimiser."""
-        self.optimizer.zero_grad()
-        self.model.loss(x)["loss"].backward()
-        self.optimizer.step()
+    def seconds(self, batches: Iterable[Tensor], steps: int) -> float:
+        """Per step, where each of ``batches`` is one: nothing that training does not need."""
+        begin = time.perf_counter()
+        for x in batches:
+            self.optimizer.zero_grad()
+            self.model.loss(x)["loss"].backward()
+            self.optimizer.step()
+        return (time.perf_counter() - begin) / steps
 
 
 def bare(words: Words, steps: int) -> float:
     """Seconds per step of a loop with nothing in it that training does not need."""
     task = Bare(words)
-    begin = time.perf_counter()
-    for x in task.batches(steps):
-        task.step(x)
-    return (time.perf_counter() - begin) / steps
+    return task.seconds(task.batches(steps), steps)
 
 
 def lightning(words: Words, steps: int) -> float:
@@ -140,16 +141,13 @@ def torchvision(words: Words, steps: int) -> float:
 
     task, root = Bare(words), composed(words).dataset.root
     data = DataLoader(MNIST(root, transform=ToTensor()), task.size, shuffle=True, drop_last=True)
-    begin = time.perf_counter()
-    for _, (x, _) in zip(range(steps), data, strict=False):
-        task.step(2 * x - 1)
-    return (time.perf_counter() - begin) / steps
+    return task.seconds((2 * x - 1 for x, _ in islice(data, steps)), steps)
 
 
 def pythae(words: Words, steps: int) -> float:
     """An epoch of pythae's trainer on its VAE of the same layers, with its own way of logging."""
+    import pythae.pipelines.training as pipelines
     from pythae.models import VAE, VAEConfig
-    from pythae.pipelines import TrainingPipeline
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     spent = []
@@ -165,16 +163,10 @@ def pythae(words: Words, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = BaseTrainerConfig(folder, per_device_train_batch_size=128, num_epochs=1)
         model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=8, reconstruction_loss="bce"))
-        pipeline = TrainingPipeline(model=model, training_config=config)
-        _run_pipeline(pipeline, images[: 128 * steps], Timed)
+        pipelines.BaseTrainer = Timed
+        pipeline = pipelines.TrainingPipeline(model=model, training_config=config)
+        pipeline(train_data=images[: 128 * steps])
     return spent[0] / steps
-
-
-def _run_pipeline(pipeline: object, images: Tensor, trainer: type) -> None:
-    import pythae.pipelines.training as module
-
-    module.BaseTrainer = trainer
-    pipeline(train_data=images)
 
 
 def diffusers(words: Words, steps: int) -> float:
@@ -198,7 +190,4 @@ def diffusers(words: Words, steps: int) -> float:
     task = Bare(words)
     task.model.network = Network()
     task.optimizer = torch.optim.AdamW(task.model.parameters(), fused=True)
-    begin = time.perf_counter()
-    for x in task.batches(steps):
-        task.step(x)
-    return (time.perf_counter() - begin) / steps
+    return task.seconds(task.batches(steps), steps)

@@ -8,7 +8,7 @@ for each image, and ``Rows``, one for the whole global batch of an optimiser ste
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,6 +65,11 @@ class Seeds:
     """What a batch draws where every image has a seed: in evaluation and sampling."""
 
     seeds: Sequence[int]
+
+    @classmethod
+    def of(cls, images: Iterable[int], *key: int | str) -> Seeds:
+        """Of images by their number: the key of each is ``key`` and the number."""
+        return cls([mix(*key, image) for image in images])
 
     def generators(self, *purpose: str) -> list[torch.Generator]:
         """One for each image; another purpose has other ones."""

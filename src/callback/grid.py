@@ -13,7 +13,7 @@ from src.dataset.base import to_float, to_uint8
 from src.errors import require
 from src.logger.loggers import log_picture
 from src.model.base import CanDenoise, CanReconstruct, CanSample
-from src.noise import generators, mix
+from src.noise import Seeds
 from src.report.pictures import film_strip, grid, save_png
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Grid(pl.Callback):
         return grid(torch.cat(rows), columns=width)
 
     def _noise(self, num: int) -> list[torch.Generator]:
-        return generators([mix(self.seed, "sample", index) for index in range(num)])
+        return Seeds.of(range(num), self.seed, "sample").generators()
 
     def _save(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
         save_png(picture, self.dirpath / f"{name}.png")

@@ -25,7 +25,7 @@ from src.dataset.base import to_uint8
 from src.errors import require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
-from src.noise import generators, mix
+from src.noise import Seeds
 from src.parallel.compile import compile_networks
 from src.parallel.process import prepare_process
 from src.parallel.ranks import Progress, failing_together, gather, my_blocks
@@ -119,7 +119,7 @@ class Sampler:
 
     def _draw(self, model: CanSample, block: range) -> Tensor:
         begin = time.perf_counter()
-        own = generators([mix(self.seed, "sample", index) for index in block])
+        own = Seeds.of(block, self.seed, "sample").generators()
         with self.autocast():
             images = model.sample(len(block), generator=own)
         finite = images.isfinite().flatten(1).all(1).tolist()

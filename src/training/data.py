@@ -102,8 +102,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """Images of a split, with the bits and the noise that its loader gives them."""
-        seed = mix(self.seed, split)
-        noise = Seeds([mix(seed, index) for index in indices])
+        noise = Seeds.of(indices, mix(self.seed, split))
         return self._batches(split, flip=False)[np.array(indices), noise]
 
     def _eval_loader(self, split: str) -> DataLoader:

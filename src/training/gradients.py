@@ -44,12 +44,13 @@ class Gradients:
 
         Pascanu et al. 2013, algorithm 1.
         """
-        if limit and self._all():
+        gradients = self._all() if limit else []
+        if gradients:
             excess = (self.norm() / limit).clamp_(min=1)
             if self.fused:
                 self.optimizer.grad_scale = excess
             else:
-                torch._foreach_div_(self._all(), excess)
+                torch._foreach_div_(gradients, excess)
         self._norm = None
 
     def remove(self) -> None:

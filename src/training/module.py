@@ -38,8 +38,7 @@ class GenerativeModule(pl.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self.gradients = None if optimizer is None else Gradients(optimizer)
         self._means: dict[str, MeanMetric] = {}  # of an evaluation; no part of a checkpoint
-        self._names: list[str] = []  # of the losses
-        self._micro_batches: list[Tensor] = []  # losses of the optimiser step
+        self._micro_batches: list[dict[str, Tensor]] = []  # losses of the optimiser step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; dropout is keyed like all other noise."""
@@ -100,17 +99,18 @@ class GenerativeModule(pl.LightningModule):
         return self.model.loss(batch.x, batch.label, batch.noise.generators())
 
     def _keep(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep the losses of an optimiser step on the device, one row for each micro-batch."""
+        """Keep the losses of an optimiser step on the device, those of each micro-batch."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._micro_batches = []
-        self._names = list(losses)
-        self._micro_batches.append(torch.stack([value.detach() for value in losses.values()]))
+        self._micro_batches.append({name: value.detach() for name, value in losses.items()})
 
     def _means_of_step(self) -> dict[str, Tensor]:
         """Means over micro-batches and ranks, on the CPU."""
-        own = torch.stack(self._micro_batches).mean(0)
+        names = list(self._micro_batches[0])
+        rows = [torch.stack([losses[name] for name in names]) for losses in self._micro_batches]
+        own = torch.stack(rows).mean(0)
         values = self.trainer.strategy.reduce(own, reduce_op="mean").cpu()
-        return {f"train/{name}": value for name, value in zip(self._names, values, strict=True)}
+        return {f"train/{name}": value for name, value in zip(names, values, strict=True)}
 
     def _log_step(self, batch_idx: int) -> None:
         """Give the losses of an optimiser step to callbacks and loggers, at its last micro-batch.

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.dataset.base import Batch, ImageData, to_float
-from src.noise import Rows, Seeds, generator, mix, rand
+from src.noise import Rows, Seeds, generator, rand
 from src.training.interruption import INTERRUPTION
 
 BatchKey = tuple[np.ndarray, Seeds | Rows]  # indices of the images of a batch, keys of its noise
@@ -34,13 +34,13 @@ class Batches(Dataset):
             x = torch.where(mirrored, x.flip(-1), x)
         if self.binarize:
             # Static bits are the data's, not the run's.
-            own = self._of_data(indices) if self.binarize == "static" else noise
+            if self.binarize == "static":
+                own = Seeds.of(indices.tolist(), "static", self.split)
+            else:
+                own = noise
             is_one = rand(x.shape, own.generators("binarize")) < (x + 1) / 2
             x = 2 * is_one.float() - 1
         return Batch(x, labels, noise, indices)
-
-    def _of_data(self, indices: np.ndarray) -> Seeds:
-        return Seeds([mix("static", self.split, index) for index in indices.tolist()])
 
 
 def limited(num_batches: int, limit: float | None) -> int:
@@ -97,7 +97,7 @@ class EvalPlan(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         for start in range(0, len(self.mine), self.batch_size):
             mine = self.mine[start : start + self.batch_size]
-            yield np.array(mine), Seeds([mix(self.seed, index) for index in mine])
+            yield np.array(mine), Seeds.of(mine, self.seed)
 
 
 class ResumableLoader(DataLoader):
