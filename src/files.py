@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from src.errors import StorageError
 
@@ -64,6 +65,30 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:  # noqa: A
     """
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False)
     write_text(target, text + "\n")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file of a directory that others may have filled, to read bytes.
+
+    A link there may lead to a private file, a pipe or a device never ends: neither is read. Raises
+    ValueError with the reason ("is a link, ..."), OSError where there is nothing to read.
+    """
+    if Path(path).is_symlink():
+        raise ValueError("is a link, which is not followed here")
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise ValueError("is a directory, a device or a pipe, and no file")
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """Content of such a file, of at most ``most`` bytes; raises as ``open_regular`` does."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most} bytes")
+    return content
 
 
 def content_hash(*parts: bytes | str) -> str:
