@@ -27,6 +27,7 @@ STEPS, WARM = 25, 5
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 RUN = (  # the default DDPM (0.7 M parameters), nothing but steps
     *("logger=csv", "callback.generation=null", "callback.grid=null", "trainer=cpu"),
+    "trusted_packages=[scaling]",
     *(f"trainer.max_steps={STEPS}", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
 )
 WORKS = {  # strong scaling: the batch is shared

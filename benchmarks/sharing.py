@@ -39,7 +39,7 @@ def start(
 ) -> subprocess.Popen:
     """A process of the command line that trains in ``place``, or below it with ``--multirun``."""
     where = "hydra.sweep.dir" if "--multirun" in more else "hydra.run.dir"
-    command = [sys.executable, "-m", "src.train", *NOTHING_ELSE, *words, *more, f"{where}={place}"]
+    command = [sys.executable, "-m", "src.train", *more, *NOTHING_ELSE, *words, f"{where}={place}"]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=subprocess.DEVNULL)
 
 
@@ -86,7 +86,7 @@ def cases_of(
         return steps_per_second(runs, place)
 
     def jobs(place: Path) -> float:
-        sweep = ("--multirun", "seed=0,1", "launcher.jobs=2")
+        sweep = ("--multirun", "seed=0,1", "launcher.jobs=2")  # options go first
         return steps_per_second([start(place, words, settings, *sweep)], place)
 
     beside_busy = {

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVE = "callback.leave.on_train_batch_end"
 FIRST_STEP = (
     *("src.train", "dataset=digits"),
+    "++trusted_packages=[pytorch_lightning,startup]",
     "+callback.leave._target_=pytorch_lightning.callbacks.LambdaCallback",
     *(f"+{LEAVE}._target_=startup.leave", f"+{LEAVE}._partial_=true"),
 )

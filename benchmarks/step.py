@@ -28,9 +28,10 @@ MLP = ("network=mlp_autoencoder", "model.latent_dim=8")
 WIDE = (*MLP, "network.encoder.hidden=[512]", "network.decoder.hidden=[512]")
 NARROW = (*MLP, "network.encoder.hidden=[64]", "network.decoder.hidden=[64]")
 TINY = (*MLP, "network.encoder.hidden=[12]", "network.decoder.hidden=[12]")
-MANY = "dataset.load={_target_:step_contestants.many,_partial_:true}"
+TRUSTED = "trusted_packages=[step_contestants]"
+MANY = (TRUSTED, "dataset.load={_target_:step_contestants.many,_partial_:true}")
 HO = ("network=unet", "network.channels=64", "network.dropout=0", "schedule=linear")
-CIFAR = "dataset.load={_target_:step_contestants.coloured,_partial_:true}"
+CIFAR = (TRUSTED, "dataset.load={_target_:step_contestants.coloured,_partial_:true}")
 
 
 class Work(NamedTuple):
@@ -51,10 +52,19 @@ WORKS = {
         ("model=vae", "dataset=mnist", USUAL, *WIDE), 390, ("bare", "ours", "pythae", "torchvision")
     ),
     "full": Work(
-        ("model=vae", USUAL, MANY, "dataset.global_batch_size=20000", *NARROW), 60, ("bare", "ours")
+        ("model=vae", USUAL, *MANY, "dataset.global_batch_size=20000", *NARROW),
+        60,
+        ("bare", "ours"),
     ),
     "unet": Work(
-        ("model=ddpm", USUAL, "dataset=cifar10", CIFAR, *HO, "dataset.global_batch_size=32"),
+        (
+            "model=ddpm",
+            USUAL,
+            "dataset=cifar10",
+            *CIFAR,
+            *HO,
+            "dataset.global_batch_size=32",
+        ),
         8,
         ("bare", "ours", "diffusers"),
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from src.config.quick import quick_start
-from src.config.run_config import OF_RUN
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float | None]:
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     path = find_checkpoint(cfg.ckpt_path).resolve()
     output = Path(cfg.output).expanduser() if cfg.output else run_of(path)
-    evaluation = Evaluation(cfg, read_checkpoint(path), path, output)
+    evaluation = Evaluation(cfg, read_checkpoint(path, trusted=cfg.trusted_packages), path, output)
     card = evaluation.card()
     if evaluation.trainer.is_global_zero:
         files = card.write(output)
@@ -46,7 +45,7 @@ def main() -> None:
     with quick_start():
         from src.config.cli import run
 
-        run(evaluate, "evaluate", INTERRUPTION.listening, of_run=OF_RUN)
+        run(evaluate, "evaluate", INTERRUPTION.listening)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from src.config.quick import quick_start
-from src.config.run_config import OF_RUN
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -25,20 +24,23 @@ def sample(cfg: DictConfig) -> Path:
     """
     from pathlib import Path
 
+    from omegaconf import OmegaConf
+
     from src.config.rank import is_first
-    from src.config.run_config import run_config
     from src.errors import ConfigError
     from src.model.base import CanSample
     from src.parallel.sampling import check_sampling, draw, shards_of
     from src.report.progress import shown
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.rundir.directory import output_directory
+    from src.rundir.resume import refuse_changes
 
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_sampling(cfg)
     path, output = find_checkpoint(cfg.ckpt_path), Path(cfg.output).expanduser()
-    checkpoint = read_checkpoint(path)
-    node = run_config(checkpoint["config"], cfg.overrides).model
+    checkpoint = read_checkpoint(path, trusted=cfg.trusted_packages)
+    refuse_changes(cfg, checkpoint)
+    node = OmegaConf.to_container(cfg.model, resolve=True)
     model = restore(node, checkpoint)
     if not isinstance(model, CanSample):
         why = f"{type(model).__name__} has no prior, it cannot sample"
@@ -78,7 +80,7 @@ def main() -> None:
     with quick_start():
         from src.config.cli import run
 
-        run(sample, "sample", INTERRUPTION.listening, of_run=OF_RUN)
+        run(sample, "sample", INTERRUPTION.listening)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 from runs import words
 from zygote import Zygote
 
+import src.config.cli  # noqa: F401 (the resolvers that conf/ uses)
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 
@@ -50,6 +52,7 @@ def cache_dir(tmp_path_factory) -> Path:
     base = tmp_path_factory.getbasetemp()
     base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["XDG_CACHE_HOME"] = str(base)
+    os.environ["GENBENCH_KEY_FILE"] = str(base / "key")
     return base / "genbench"
 
 

@@ -37,7 +37,7 @@ SHORT = (
         "callback.generation.every=1",
         "callback.checkpoint.every_steps=2",
     ),
-    "grace_seconds=600",
+    *("grace_seconds=600", "trusted_packages=[faults,hold]"),
 )
 # An epoch has 2 or 3 steps of 480 (digits has 1,078 training images and drops the rest),
 # validations come every 5.

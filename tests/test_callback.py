@@ -233,7 +233,7 @@ def test_settings_of_checkpoints_are_checked(tmp_path, settings, message):
     ("mode", "bests"), [("min", [2, 1, -4]), ("max", [2, 3, 7])], ids=["min", "max"]
 )
 def test_the_best_value_is_the_extreme_one(tmp_path, mode, bests):
-    writer = StateWriter(str(tmp_path), mode, keep=1)
+    writer = StateWriter(tmp_path, mode, keep=1)
     values = [np.nan, 2, 2, 1, 3, np.inf, -np.inf, 7, -4, 0]
     found = []
     for value in values:
@@ -248,8 +248,9 @@ def test_the_best_checkpoint_by_mode(tmp_path, mode, step):
     """The validation loss falls at every step."""
     callback = Checkpoint(str(tmp_path), "val/loss", mode, keep=1)
     run([callback], val_check_interval=2, enable_checkpointing=True)
-    assert [path.name for path in tmp_path.glob("best-*")] == [f"best-{step:08d}.ckpt"]
-    best = torch.load(tmp_path / f"best-{step:08d}.ckpt", weights_only=True)
+    written = tmp_path / "checkpoints"
+    assert [path.name for path in written.glob("best-*")] == [f"best-{step:08d}.ckpt"]
+    best = torch.load(written / f"best-{step:08d}.ckpt", weights_only=True)
     state = best["callbacks"]["Checkpoint"]
     assert state.keys() == {"best", "validates", "seconds", "metrics"}
     assert state["best"] == pytest.approx(-0.1 * step)

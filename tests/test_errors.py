@@ -296,7 +296,7 @@ def test_a_sampler_of_the_run_is_checked_like_any_other(cli, small, tmp_path):
     ],
 )
 def test_exit_codes(error, code, text):
-    found, message = explain(error, ROOT / "conf", "train", [], ())
+    found, message = explain(error, ROOT / "conf", "train", [])
     assert found == code
     assert text in message
 

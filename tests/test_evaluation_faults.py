@@ -7,7 +7,6 @@ import pytest
 from evaluated import FAST, doctored, evaluated, numbers, pictures, trained  # noqa: F401 (a fixture)
 from support import slow
 
-from src.config.run_config import run_config
 from src.evaluation.evaluation import Evaluation
 
 
@@ -162,12 +161,3 @@ def test_what_samples_nothing_needs_no_weights(cli, small, trained, tmp_path):  
         "test/loss"
         in evaluated(cli, trained(cli, small, "vae", "model=vae"), *words, "metric=none")[1]
     )
-
-
-@pytest.mark.parametrize("value", ["a=b, c/é.pth", "it's", "{x}", "1"])
-def test_paths_of_a_run_are_taken_literally(value):
-    config = {"features": {"weights": "old"}, "dataset": {"root": "old", "load": {"root": "old"}}}
-    cfg = run_config(config, [f"features.weights={value}", f"dataset.root={value}"])
-    assert cfg.features.weights == cfg.dataset.root == cfg.dataset.load.root == value
-    cfg = run_config(config, ["features.weights=null"])
-    assert cfg.features.weights is None

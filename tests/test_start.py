@@ -26,6 +26,7 @@ NEEDLESS |= {"torchmetrics.functional", "torchmetrics.image", "src.launch", "src
 NEEDLESS |= {"src.comparison", "torch.utils.tensorboard"}
 LEAVE = "callback.leave.on_train_batch_end"
 TO_THE_FIRST_STEP = (
+    "trusted_packages=[pytorch_lightning,leaving]",
     "+callback.leave._target_=pytorch_lightning.callbacks.LambdaCallback",
     *(f"+{LEAVE}._target_=leaving.leave", f"+{LEAVE}._partial_=true"),
 )

@@ -105,6 +105,7 @@ def test_a_killed_sweep_is_finished_by_two_drivers(start, tmp_path):
         "trainer.max_steps=10",
         "trainer.val_check_interval=5",
         holding(tmp_path, "sweep.trial"),
+        "trusted_packages=[hold]",
     ]
     (tmp_path / "hold-1").write_text("7")
     first = start(tmp_path, *words)

@@ -141,7 +141,7 @@ def fit(clock, folder, *more, steps=6, ckpt_path=None, **trainer):
     )
     model = Slow(clock)
     speed, others = Throughput(), Others(clock)
-    saving = Checkpoint(str(folder / "checkpoints"), "val/loss")
+    saving = Checkpoint(str(folder), "val/loss")
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     made = pl.Trainer(
         accelerator="cpu",

@@ -219,7 +219,8 @@ def nested(part, levels):
 
 CHANGES = {
     "environment": ({"note": "${oc.env:HOME}"}, "unresolved value"),
-    "reference": ({"cache_dir": "${seed}"}, "unresolved value"),
+    "text around a reference": ({"cache_dir": "${seed}/x"}, "unresolved value"),
+    "reference to nothing": ({"cache_dir": "${nothing}"}, r"refers to \${nothing}, which is not"),
     "missing": ({"cache_dir": "???"}, "unresolved value"),
     "bytes": ({"note": b"x"}, "holds b'x', which is no plain value"),
     "tensor": ({"note": torch.ones(2)}, "no plain value"),

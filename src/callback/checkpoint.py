@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,8 +29,8 @@ class Checkpoint(LastInOrder):
     their final states.
 
     Arguments:
-        dirpath: gets ``step-<step>.ckpt`` (the newest ``keep``), ``best-<step>.ckpt``, and
-            ``latest.json``, which names the one to go on from.
+        dirpath: the run directory; ``checkpoints`` in it gets ``step-<step>.ckpt`` (the newest
+            ``keep``), ``best-<step>.ckpt``, and ``latest.json``, which names the one to go on from.
         monitor: name of the value by which one is the best.
         mode: ``min`` or ``max``, of that value.
         keep: how many of the newest stay.
@@ -52,7 +53,7 @@ class Checkpoint(LastInOrder):
         )
         require(isinstance(monitor, str) and monitor.startswith("val/"), "monitor", monitor, advice)
         self.monitor = monitor
-        self.writer = StateWriter(dirpath, mode, keep)
+        self.writer = StateWriter(Path(dirpath, "checkpoints"), mode, keep)
         self.policy = SavePolicy(every_steps, every_minutes)
         self.repairs = LightningRepairs()
         self.validates = False  # whether the state is from before a validation

@@ -24,13 +24,13 @@ MAX_IMAGES = 10_000  # of one picture, drawn in one batch
 class Grid(pl.Callback):
     """Draws samples from the same noise at each validation: the pictures make a flip-book.
 
-    Writes ``<dirpath>/step-<step>.png`` and, at the end, ``final.png``, ``denoising.png`` (models
-    that denoise) and ``reconstruction.png`` (models that reconstruct: originals above their
+    Writes ``<dirpath>/samples/step-<step>.png`` and, at the end, ``final.png``, ``denoising.png``
+    (models that denoise) and ``reconstruction.png`` (models that reconstruct: originals above their
     reconstructions); logs them to W&B and TensorBoard. Rank 0 draws alone: a grid is small, and no
     collective is involved.
 
     Arguments:
-        dirpath: of the pictures.
+        dirpath: the run directory.
         num_images: in a grid.
         seed: of the noise.
     """
@@ -38,7 +38,7 @@ class Grid(pl.Callback):
     def __init__(self, dirpath: str, num_images: int = 64, seed: int = 0) -> None:
         known = 1 <= num_images <= MAX_IMAGES
         require(known, "num_images", num_images, f"must be between 1 and {MAX_IMAGES}")
-        self.dirpath = Path(dirpath)
+        self.folder = Path(dirpath, "samples")
         self.num_images = num_images
         self.seed = seed
 
@@ -88,6 +88,6 @@ class Grid(pl.Callback):
         return Seeds.of(range(num), self.seed, "sample").generators()
 
     def _save(self, trainer: pl.Trainer, name: str, key: str, picture: np.ndarray) -> None:
-        save_png(picture, self.dirpath / f"{name}.png")
+        save_png(picture, self.folder / f"{name}.png")
         for logger in trainer.loggers:
             log_picture(logger, key, picture, trainer.global_step)

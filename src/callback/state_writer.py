@@ -16,15 +16,15 @@ class StateWriter:
     """Writes states into a store. A state counts from ``publish`` on, not from ``save`` on.
 
     Arguments:
-        dirpath: directory of the checkpoints.
+        directory: of the checkpoints.
         mode: ``min`` or ``max``, of the value by which one is the best.
         keep: how many of the newest stay.
     """
 
-    def __init__(self, dirpath: str, mode: str, keep: int) -> None:
+    def __init__(self, directory: Path, mode: str, keep: int) -> None:
         require(mode in ("min", "max"), "mode", mode, "must be min or max")
         require(isinstance(keep, int) and keep >= 1, "keep", keep, "must be an integer >= 1")
-        self.store = CheckpointStore(Path(dirpath), keep)
+        self.store = CheckpointStore(directory, keep)
         self.mode = mode
         self.best: float | None = None
         self.saved = -1  # step of the newest state

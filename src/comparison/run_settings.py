@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from src.config.references import is_reference, with_references, without_references
 from src.config.words import option_of, typed
 
-HOLDERS = ("model", "callback")  # groups whose nodes may be resolved interpolations of others
 OF_ROOT = ("image_folder", "webdataset")  # data sets that are defined by the folder they lie in
 OMITTED = {  # names or paths
     # chosen anew for every run
@@ -19,6 +19,7 @@ OMITTED = {  # names or paths
     "default_root_dir",
     "resume",
     "optimized_metric",
+    "trusted_packages",
     "provenance",
     # of what is shown or kept, not of what is learned
     "logger",
@@ -39,14 +40,13 @@ OMITTED = {  # names or paths
 
 
 def run_settings(config: dict[str, Any]) -> dict[str, str]:
-    """Flat settings of a resolved configuration, the model first: ``{"schedule": "cosine"}``."""
-    groups = [node for key, node in config.items() if key not in HOLDERS]
-    originals = [config, *(node for node in groups if isinstance(node, dict))]
-    config = {"model": None} | config
-    for key in HOLDERS:
-        if isinstance(config.get(key), dict):
-            config[key] = _own(config[key], originals)
-    settings = flat_settings(config)
+    """Flat settings of a recorded configuration, the model first: ``{"schedule": "cosine"}``.
+
+    What refers to another setting is none of its own. Raises ValueError where a reference leads
+    nowhere.
+    """
+    own = _own(with_references(config), without_references(config))
+    settings = flat_settings({"model": None} | own)
     if settings.get("dataset") not in OF_ROOT:
         settings.pop("dataset.root", None)
     return settings
@@ -57,15 +57,13 @@ def flat_settings(node: dict[str, Any], path: str = "") -> dict[str, str]:
     return {name: typed(value) for name, value in _flat(node, path)}
 
 
-def _own(node: dict[str, Any], originals: list[dict[str, Any]]) -> dict[str, Any]:
-    """The node without what it holds as a copy: ``model.schedule`` repeats ``schedule``."""
-    kept = {}
-    for key, value in node.items():
-        if not isinstance(value, dict):
-            kept[key] = value
-        elif not any(value == original.get(key) for original in originals):
-            kept[key] = _own(value, originals)
-    return kept
+def _own(node: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
+    """The node without its references, all else as in ``full``, where they are followed."""
+    return {
+        key: _own(value, full[key]) if isinstance(value, dict) else full[key]
+        for key, value in node.items()
+        if not is_reference(value)
+    }
 
 
 def _flat(

@@ -96,9 +96,13 @@ def read_run(path: Path) -> Run:
     final = _read(home / "metrics.json")
     if not isinstance(config.get("model"), dict):
         raise DataError(f"{home / 'config.yaml'}: not the configuration of a run (no model in it)")
+    try:
+        settings = run_settings(config)
+    except ValueError as error:
+        raise DataError(f"{home / 'config.yaml'}: damaged (it {first_line(error)})") from error
     return Run(
         path=path,
-        settings=run_settings(config) | _protocol(evaluation),
+        settings=settings | _protocol(evaluation),
         seed=config.get("seed"),
         numbers=_measured(evaluation or final) | _costs(final, context),
         context=context,

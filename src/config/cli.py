@@ -24,11 +24,19 @@ from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
 from src.config.quick import collect_garbage
 from src.config.rank import is_first
+from src.config.references import CONF, as_referred
+from src.config.run_config import on_run
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
-from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
+from src.errors import (
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    ProjectError,
+    first_line,
+    require,
+)
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 RUN_DIR = "hydra.run.dir"
 FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is always set for Hydra
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
@@ -43,10 +51,10 @@ def run(
     task: Callable[[DictConfig], Any],
     config_name: str,
     listening: Callable[[], AbstractContextManager[None]],
-    of_run: tuple[str, ...] = (),
 ) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line, call ``task(cfg)``, and exit.
 
+    Where the command line names a run, its configuration is the base (src/config/run_config.py).
     The exit code says why: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 input/output, 6
     non-finite, 7 out of memory, 8 worker lost, 130 and 143 interrupted, 1 a defect of this program
     (with a traceback; ``HYDRA_FULL_ERROR=1`` shows it for every error).
@@ -55,23 +63,23 @@ def run(
         task: what is done with the configuration.
         config_name: of the primary configuration.
         listening: context in which signals are handled.
-        of_run: first words of overrides that concern the configuration of an existing run, not this
-            one (``sampler`` for ``sample``); they are handed over unparsed as ``cfg.overrides``.
     """
-    own, passed_on = split_overrides(sys.argv[1:], of_run)
-    sys.argv[1:] = [literal(word) for word in own]
-    job = _job(task, passed_on, is_training=not of_run)
+    is_training = config_name == "train"
+    words = sys.argv[1:] if is_training else _without_run_dir(sys.argv[1:])
+    job = _job(task, is_training)
     with _hydra_raises() as traced:
         try:
-            refuse_secrets([*own, *passed_on])
-            if of_run and {"-m", "--multirun"} & {*own}:
+            refuse_secrets(words)
+            if not is_training and {"-m", "--multirun"} & {*words}:
                 why = "only src.train takes it; give one run after the other"
                 raise ConfigError(f"--multirun: {why}")
+            config_name, words = on_run(config_name, [as_referred(word) for word in words])
+            sys.argv[1:] = [literal(word) for word in words]
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             with listening(), redirect_stdout(Patient(sys.stdout)):
                 compose(job)()
         except BaseException as ended:
-            sys.exit(_report(ended, config_name, of_run, traced))
+            sys.exit(_report(ended, config_name, traced))
 
 
 def _caches() -> Path:
@@ -79,20 +87,18 @@ def _caches() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.environ.get("HOME", "."), ".cache"))
 
 
-def _job(
-    task: Callable[[DictConfig], Any], passed_on: list[str], is_training: bool
-) -> Callable[[DictConfig], Any]:
-    """What Hydra calls with the composed configuration: ``task``, its place or its run named."""
+def _job(task: Callable[[DictConfig], Any], is_training: bool) -> Callable[[DictConfig], Any]:
+    """What Hydra calls with the composed configuration: ``task``, its place named."""
 
     def job(cfg: DictConfig) -> Any:  # noqa: ANN401
         collect_garbage()
         quiet_logging()
-        sys.argv[1:] += passed_on  # Lightning starts further ranks with these words
-        with open_dict(cfg):
-            if is_training:
+        if is_training:
+            with open_dict(cfg):
                 _place_run(cfg)
-            else:
-                cfg.overrides = passed_on
+        is_list = OmegaConf.is_list(cfg.trusted_packages)
+        allowed = "must be a list: trusted_packages=[mypackage]"
+        require(is_list, "trusted_packages", cfg.trusted_packages, allowed)
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
@@ -116,13 +122,13 @@ def _hydra_raises() -> Iterator[bool]:
         os.environ.pop(FULL_ERROR)
 
 
-def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], traced: bool) -> int:
+def _report(ended: BaseException, config_name: str, traced: bool) -> int:
     """Print in one line what ended the program, a defect with traceback; return the exit code."""
     error = ended.__cause__ if isinstance(ended, _Ended) else ended
     if isinstance(ended, ValueError) and not isinstance(ended, ProjectError):
         advice = "a group of several options is emptied with group=[]"
         error = ConfigError(f"{first_line(ended)} ({advice})")  # Hydra's, of the composition
-    code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
+    code, message = explain(error, CONF, config_name, sys.argv[1:])
     if traced or code == 1:
         traceback.print_exception(error)
     by_rank_0 = not is_first() and isinstance(error, Interrupted | NonFiniteError)
@@ -135,17 +141,11 @@ class _Ended(BaseException):
     """Carries an error of the task past Hydra, which would print a line of its own."""
 
 
-def split_overrides(words: list[str], of_run: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Words for this entry point, and those of the run (``sampler=``, ``sampler.num_steps=``)."""
-    own: list[str] = []
-    passed_on: list[str] = []
-    for word in words:
-        concerns_run = "=" in word and re.split(r"[.=@]", word, maxsplit=1)[0] in of_run
-        (passed_on if concerns_run else own).append(word)
-    if of_run and "LOCAL_RANK" in os.environ:
-        # Lightning gives further ranks a run directory, which these entry points do not have
-        own = [word for word in own if not word.startswith(f"{RUN_DIR}=")]
-    return own, passed_on
+def _without_run_dir(words: list[str]) -> list[str]:
+    """Lightning gives further ranks a run directory, which not every entry point has."""
+    if "LOCAL_RANK" not in os.environ:
+        return words
+    return [word for word in words if not word.startswith(f"{RUN_DIR}=")]
 
 
 def literal(word: str) -> str:

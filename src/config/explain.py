@@ -36,7 +36,6 @@ def explain(
     conf: Path,
     config_name: str,
     overrides: list[str],
-    of_run: tuple[str, ...],
 ) -> tuple[int, str]:
     """Exit code and message ("" where there is nothing to say) of whatever ended the program."""
     if isinstance(error, SystemExit):
@@ -53,7 +52,7 @@ def explain(
     if isinstance(error, MissingMandatoryValue):
         return ConfigError.exit_code, f"{error.full_key}: must be given, as in {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return ConfigError.exit_code, _bad_override(error, conf, config_name, overrides, of_run)
+        return ConfigError.exit_code, _bad_override(error, conf, config_name, overrides)
     return _outside(error)
 
 
@@ -68,7 +67,7 @@ def _exit(error: SystemExit) -> tuple[int, str]:
 
 def _interrupted(error: Interrupted, config_name: str, overrides: list[str]) -> str:
     """How to go on; the table of a multirun says it for each of its runs."""
-    is_one_run = config_name == "train" and not {"-m", "--multirun"} & {*overrides}
+    is_one_run = config_name.startswith("train") and not {"-m", "--multirun"} & {*overrides}
     advice = "; resume=auto with the same hydra.run.dir goes on" if is_one_run else ""
     return f"stopped by {error}{advice}"
 
@@ -101,9 +100,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option{nearest(option, options)}; {there}"
 
 
-def _bad_override(
-    error: Exception, conf: Path, config_name: str, overrides: list[str], of_run: tuple[str, ...]
-) -> str:
+def _bad_override(error: Exception, conf: Path, config_name: str, overrides: list[str]) -> str:
     """Name the override that did not fit, with the nearest setting that exists."""
     text = _one_line(error)
     merging = "Error merging override "
@@ -118,11 +115,10 @@ def _bad_override(
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     group = key.partition(".")[0]
     is_used = any(name.startswith(f"{group}.") for name in known)
-    if not of_run and (conf / group).is_dir() and not is_used:
+    if (conf / group).is_dir() and not is_used:
         why = f"nothing in this configuration uses the group {group!r} (another model may)"
         return f"{guilty[0]}: {why}"
-    also = f"; of the run itself {', '.join(of_run)} can be set" if of_run else ""
-    line = f"{guilty[0]}: {_no_such_setting(key, known)}{also} (see --help)"
+    line = f"{guilty[0]}: {_no_such_setting(key, known)} (see --help)"
     return line.replace("hydra.launcher.", "launcher.")  # as it was typed
 
 

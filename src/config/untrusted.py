@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import re
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
+
+from src.config.references import resolved, settings_of, targets_of_conf
 
 MAX_TEXT = 256 * 2**10  # characters of a configuration
 MAX_NODES = 100_000  # values of a configuration
@@ -86,28 +88,61 @@ def check_plain(config: object) -> None:
         raise ValueError(f"has a configuration of more than {MAX_TEXT} characters")
 
 
-def check_config(config: object) -> None:
-    """Raise ValueError unless it is a run's resolved configuration, with parts of this project."""
+def check_config(config: object, trusted: Collection[str] = ()) -> None:
+    """Raise ValueError unless it is a run's configuration, with parts of this project.
+
+    Of its references only those of src/config/references.py may be left in it. trusted: packages
+    whose public classes and functions may be named as well.
+    """
     check_plain(config)
     if not (isinstance(config, dict) and isinstance(config.get("model"), dict)):
         raise ValueError("describes no model")
-    for group, node in config.items():
-        if group == "provenance":  # there stands what was typed
-            continue
+    for group, node in resolved(settings_of(config)).items():
         for value in values(node):
             if isinstance(value, str) and ("${" in value or value == "???"):
                 raise ValueError(f"has an unresolved value {shown(value)} in its configuration")
             if isinstance(value, dict) and group in BUILT:
-                _check_node(value, BUILT[group])
+                _check_node(value, BUILT[group], trusted)
 
 
-def _check_node(node: dict[str, Any], packages: set[str]) -> None:
+def check_built(config: Mapping[str, Any], trusted: Collection[str] = ()) -> None:
+    """Raise ValueError where training would build what nobody has vouched for.
+
+    What ``conf/`` names itself may be built, and what is public in ``trusted``. The groups of BUILT
+    are looked at by ``check_config``.
+    """
+    for group, node in settings_of(config).items():
+        for value in values(node if group not in BUILT else None):
+            target = value.get("_target_") if isinstance(value, dict) else None
+            named = target is None or target in targets_of_conf()
+            if not (named or _is_public(target, trusted)):
+                why = f"{group}: wants to build {shown(target)}, which conf/ does not name"
+                raise ValueError(f"{why}; {advice_on(target)}")
+
+
+def advice_on(target: object) -> str:
+    """How to vouch for what a node names."""
+    package = str(target).partition(".")[0]
+    word = f"trusted_packages=[{package}]" if package.isidentifier() else "trusted_packages"
+    return f"{word} on the command line lets it be built, if you trust it"
+
+
+def _is_public(target: object, trusted: Collection[str]) -> bool:
+    """Whether this is a public name of a package that the user has vouched for."""
+    parts = target.split(".") if isinstance(target, str) else [""]
+    is_known = all(part.isidentifier() and not part.startswith("_") for part in parts)
+    return is_known and any(target.startswith(f"{package}.") for package in trusted)
+
+
+def _check_node(node: dict[str, Any], packages: set[str], trusted: Collection[str]) -> None:
     """Raise ValueError unless the node names a part of ``packages`` and its settings, no more."""
     target = node.get("_target_")
+    if _is_public(target, trusted):
+        return
     if "_target_" in node and not _is_part(target, packages):
-        raise ValueError(
-            f"wants to build {shown(target)}, which is not a part of {', '.join(sorted(packages))}"
-        )
+        rooms = ", ".join(sorted(packages))
+        why = f"wants to build {shown(target)}, which is not a part of {rooms}"
+        raise ValueError(f"{why}; {advice_on(target)}")
     how = {
         name: value
         for name, value in node.items()

@@ -16,7 +16,7 @@ from src.config.command import typed_overrides
 from src.evaluation.codes import disentanglement, posterior_quality
 from src.evaluation.generation import GenerationEvaluator, named
 from src.evaluation.reconstruction import Reconstruction
-from src.evaluation.settings import check_evaluation, config_of_run
+from src.evaluation.settings import check_evaluation
 from src.metric.base import Measurement
 from src.model.base import (
     CanEncode,
@@ -34,6 +34,7 @@ from src.report.card import Card
 from src.report.progress import shown
 from src.rundir.checkpoint import restore
 from src.rundir.directory import check_writable
+from src.rundir.resume import refuse_changes
 from src.training.data import ImageDataModule, data_of
 from src.training.module import GenerativeModule
 from src.training.trainer import build_trainer
@@ -44,13 +45,13 @@ SCALED = ("loss", "elbo", "reconstruction")  # losses on the scale of the model'
 
 
 class Evaluation:
-    """One evaluation: the settings of ``conf/evaluate.yaml`` applied to a checkpoint.
+    """One evaluation: the settings of ``conf/evaluate.yaml`` and a checkpoint.
 
     All objects are built and checked before anything is measured. Raises subclasses of
     ProjectError.
 
     Arguments:
-        cfg: the settings.
+        cfg: the settings, composed on the run.
         checkpoint: its content.
         path: of the checkpoint file.
         output: where files go.
@@ -64,18 +65,17 @@ class Evaluation:
         self.cfg = cfg
         self.checkpoint = checkpoint
         self.path = path
-        self.run = config_of_run(cfg, checkpoint)
-        # bits and noise of an evaluation do not depend on the seed of the training
-        self.run.seed = cfg.seed
-        self.model: GenerativeModel = restore(self.run.model, checkpoint)
+        refuse_changes(cfg, checkpoint)
+        node = OmegaConf.to_container(cfg.model, resolve=True)
+        self.model: GenerativeModel = restore(node, checkpoint)
         self.generation = self._generation_evaluator()
         self.scoring = build(cfg, "score")
         self.reconstruction: Reconstruction | None = build(cfg, "reconstruction")
         self.trainer = build_trainer(cfg, logger=False, enable_progress_bar=False)
         if rank_zero_only.rank == 0:
             check_writable(output, "output")
-        self.data: ImageDataModule = data_of(self.run)
-        self.shards = shards_of(output, path, self.run.model, cfg)
+        self.data: ImageDataModule = data_of(cfg)
+        self.shards = shards_of(output, path, node, cfg)
         self.num_samples = cfg.num_samples
         if self.num_samples is None:
             self.num_samples = max(2, len(self.data.splits["test"]))
@@ -102,10 +102,10 @@ class Evaluation:
 
     def _generation_evaluator(self) -> GenerationEvaluator | None:
         """None where nothing is measured of samples."""
-        metric = build(self.run, "metric")
+        metric = build(self.cfg, "metric")
         if not isinstance(self.model, CanSample) or not metric.active:
             return None
-        return GenerationEvaluator(build(self.run, "features"), metric, self.run.cache_dir)
+        return GenerationEvaluator(build(self.cfg, "features"), metric, self.cfg.cache_dir)
 
     def _losses(self, card: Card) -> None:
         for stage in (self.trainer.validate, self.trainer.test):
@@ -185,9 +185,9 @@ class Evaluation:
 
     @property
     def _sampler(self) -> dict[str, Any]:
-        if "sampler" not in self.run:
+        if "sampler" not in self.cfg:
             return {"sampler": "prior"}
-        return {"sampler": OmegaConf.to_container(self.run.sampler)}
+        return {"sampler": OmegaConf.to_container(self.cfg.sampler, resolve=True)}
 
     def _context(self) -> dict[str, Any]:
         return {
@@ -201,11 +201,11 @@ class Evaluation:
             "precision": self.cfg.trainer.precision,
             "device": str(self.trainer.strategy.root_device),
             "processes": self.trainer.world_size,
-            "overrides": [*typed_overrides(), *self.cfg.overrides],
+            "overrides": typed_overrides(),
         }
 
     def _dataset(self) -> dict[str, Any]:
-        dataset = self.run.dataset
+        dataset = self.cfg.dataset
         settings = OmegaConf.create({name: dataset[name] for name in ("image_shape", "binarize")})
         name = dataset.load._target_.split(".")[-2]
         return {"name": name} | OmegaConf.to_container(settings)

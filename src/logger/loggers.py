@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.build import build
+from src.config.references import without_references
 from src.logger.wandb_logger import WandbRun
 from src.rundir.directory import keep_earlier
 from src.rundir.history import read_history
@@ -21,7 +22,7 @@ def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logge
 
     Arguments:
         cfg: of the run.
-        config: the same resolved, which is logged.
+        config: the same as plain values, which is logged.
         step: at which the run begins.
     """
     history = {}
@@ -31,7 +32,7 @@ def loggers_of(cfg: DictConfig, config: dict[str, Any], step: int) -> list[Logge
     loggers = [build(cfg, f"logger.{name}") for name, node in cfg.logger.items() if node]
     for logger in loggers:
         if not isinstance(logger, CSVLogger):  # beside metrics.csv lies config.yaml
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(without_references(config))
         if isinstance(logger, WandbRun):
             logger.go_on(history, step)
     return loggers

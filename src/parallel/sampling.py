@@ -10,12 +10,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import Strategy
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from src.config.build import build
@@ -140,9 +141,9 @@ def check_sampling(cfg: DictConfig) -> None:
     warn_if_slow(cfg.trainer)
 
 
-def shards_of(directory: Path, checkpoint: Path, model: DictConfig, cfg: DictConfig) -> Shards:
-    """Shards in ``directory`` for samples of ``model``, its configuration, under ``cfg``."""
-    settings = OmegaConf.to_container(model), cfg.seed, cfg.batch_size, cfg.trainer.precision
+def shards_of(directory: Path, checkpoint: Path, model: dict[str, Any], cfg: DictConfig) -> Shards:
+    """Shards in ``directory`` for samples of ``model``, its resolved node, under ``cfg``."""
+    settings = model, cfg.seed, cfg.batch_size, cfg.trainer.precision
     key = content_hash(checkpoint.read_bytes(), json.dumps(settings, sort_keys=True))
     return Shards(directory / f".shards-{key}")
 

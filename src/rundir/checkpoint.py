@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from src.config.build import construct
+from src.config.references import without_references
 from src.config.untrusted import check_config, shown, values
 from src.errors import CheckpointError, ProjectError, first_line
 from src.model.base import GenerativeModel
@@ -30,14 +31,20 @@ SHARING = 4  # bytes of tensors per byte of the file: average and weights may sh
 SPARE = 2  # parameters that building a model may make for each one of the checkpoint
 
 
-def load_model(path: str | os.PathLike[str]) -> GenerativeModel:
+def load_model(
+    path: str | os.PathLike[str], trusted_packages: Collection[str] = ()
+) -> GenerativeModel:
     """The trained model of a run directory (its last state) or a .ckpt file, with EMA weights.
 
     In eval mode, on the CPU. Nothing in the file is run: see ``read_checkpoint``. Raises
     CheckpointError when it is missing, damaged, refused, or does not fit the model that its config
     describes.
+
+    Arguments:
+        path: directory or file.
+        trusted_packages: whose classes the model may be made of, beside this project's.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, trusted=trusted_packages)
     return restore(checkpoint["config"]["model"], checkpoint)
 
 
@@ -74,19 +81,22 @@ def _newest_whole(candidates: list[Path], setting: str) -> Path:
     )
 
 
-def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | os.PathLike[str], setting: str = "ckpt_path", trusted: Collection[str] = ()
+) -> dict[str, Any]:
     """Content of a checkpoint written by ``train``, on the CPU: plain values and tensors.
 
     Whoever wrote the file, what comes back may be used: checksums were verified, it was read with
     ``weights_only=True``, tensors and values are no more than a file of its size can hold, and the
-    nodes of its configuration that are built later name nothing but parts of this project. Raises
-    CheckpointError otherwise.
+    nodes of its configuration that are built later name nothing but parts of this project or of
+    ``trusted`` packages. References in it have been followed. Raises CheckpointError otherwise.
     """
     found = find_checkpoint(path, setting)
     checkpoint = _loaded(found, f"{setting}={found}")
     try:
         _check_content(checkpoint, found.stat().st_size)
-        check_config(checkpoint["config"])
+        check_config(checkpoint["config"], trusted)
+        checkpoint["config"] = without_references(checkpoint["config"])
         OmegaConf.create(checkpoint["config"])  # which parses every string that was typed
     except (RecursionError, OmegaConfBaseException) as error:
         why = f"refused, its config is malformed ({first_line(error)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from src.rundir.checkpoint import read_checkpoint
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes, renames; Lightning itself can leave half a file there.
 
-    config: the run's resolved configuration as plain values, ``config`` in every checkpoint.
+    Arguments:
+        config: the run's configuration as plain values, ``config`` in every checkpoint.
+        trusted: packages that the configuration of a checkpoint may name.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], trusted: Collection[str] = ()) -> None:
         super().__init__()
         self.config = config
+        self.trusted = trusted
 
     def save_checkpoint(
         self,
@@ -59,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: _PATH, map_location: object = None, weights_only: object = None
     ) -> dict[str, Any]:
         """The content on the CPU, checked; Lightning takes some paths for addresses."""
-        return read_checkpoint(path)
+        return read_checkpoint(path, trusted=self.trusted)
 
 
 def _finite(value: Tensor) -> bool:

@@ -12,24 +12,27 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.command import typed_overrides
+from src.config.ownership import signed
+from src.config.references import recorded
 from src.config.threads import threads_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values.
+    """The configuration as plain values; what is one reference and nothing else stays one.
 
-    With ``provenance``: version, commit, command line, threads.
+    With ``provenance``: version, commit, command line, threads, this user's signature.
     """
-    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    full = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    content = recorded(OmegaConf.to_container(cfg, resolve=False), full)
     provenance = {
         "version": _version(),
         "git": _commit(),
         "overrides": typed_overrides(),
         "threads": threads_in_words(torch.get_num_threads()),
     }
-    return content | {"provenance": provenance}
+    return signed(content | {"provenance": provenance})
 
 
 def _version() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.config.settings import setting_of
 from src.config.words import flat, option_of, typed
-from src.errors import ConfigError, require
+from src.errors import CheckpointError, ConfigError, require
 from src.files import atomic_path
 from src.model.base import GenerativeModel
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
@@ -42,11 +42,13 @@ class Start(NamedTuple):
         path: checkpoint whose whole state is restored, or None.
         content: of the checkpoint that must fit the model, or None.
         resumes: whether an earlier part of the run may be in the run directory.
+        changes: of the model's settings since, where weights alone are taken.
     """
 
     path: Path | None = None
     content: dict[str, Any] | None = None
     resumes: bool = False
+    changes: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -76,9 +78,19 @@ class Start(NamedTuple):
                     shutil.copyfile(best, temporary)
 
     def give_weights(self, model: GenerativeModel) -> None:
-        """Load the weights; where the whole state is restored later, check that they fit."""
-        if self.content is not None:
+        """Load the weights; where the whole state is restored later, check that they fit.
+
+        Raises CheckpointError with the settings of the model that differ.
+        """
+        if self.content is None:
+            return
+        try:
             load_weights(model, self.content)
+        except CheckpointError as error:
+            if not self.changes:
+                raise
+            why = f"its weights do not fit a model with {_listed(self.changes)}"
+            raise CheckpointError(f"init_from: {why}; give the same as there") from error
 
     def warn_if_done(self, max_steps: int) -> None:
         """Say so where the state is already at the last step."""
@@ -109,23 +121,51 @@ def _starting_point(cfg: DictConfig) -> Start:
     nothing. Raises ConfigError for both of them.
     """
     require(cfg.resume in (None, "auto"), "resume", cfg.resume, "must be auto or null")
-    resumes = cfg.resume == "auto"
+    resumes, trusted = cfg.resume == "auto", cfg.trusted_packages
     if cfg.ckpt_path is not None and cfg.init_from is not None:
         both = f"ckpt_path={cfg.ckpt_path} and init_from={cfg.init_from}"
         raise ConfigError(f"{both}: give only one: the full state of a run, or its weights alone")
     if resumes and CheckpointStore(Path(cfg.run_dir) / "checkpoints").candidates():
-        return _full_state(find_checkpoint(cfg.run_dir, "resume=auto hydra.run.dir"), resumes)
+        found = find_checkpoint(cfg.run_dir, "resume=auto hydra.run.dir")
+        return _full_state(found, resumes, trusted)
     if cfg.init_from is not None:
-        return Start(content=read_checkpoint(cfg.init_from, "init_from"), resumes=resumes)
+        content = read_checkpoint(cfg.init_from, "init_from", trusted)
+        return Start(content=content, resumes=resumes, changes=_changes(cfg, content))
     if cfg.ckpt_path is not None:
-        return _full_state(find_checkpoint(cfg.ckpt_path), resumes)
+        return _full_state(find_checkpoint(cfg.ckpt_path), resumes, trusted)
     return Start(resumes=resumes)
 
 
-def _full_state(path: Path, resumes: bool) -> Start:
-    content = read_checkpoint(path)
+def _changes(cfg: DictConfig, content: dict[str, Any]) -> tuple[str, ...]:
+    """How the model of ``cfg`` differs from that of a checkpoint, where it can be resolved."""
+    try:
+        now = {"model": OmegaConf.to_container(cfg.model, resolve=True)}
+    except OmegaConfBaseException:
+        return ()  # it cannot be built, which says more
+    then = {"model": content["config"]["model"]}
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    return tuple(_differences(raw, _kept(then), _kept(now)))
+
+
+def _full_state(path: Path, resumes: bool, trusted: Collection[str]) -> Start:
+    content = read_checkpoint(path, trusted=trusted)
     log.info("continuing from %s (step %d)", path, content["global_step"])
     return Start(path, content, resumes)
+
+
+def refuse_changes(cfg: DictConfig, content: Mapping[str, Any]) -> None:
+    """Raise ConfigError where what is evaluated or sampled is not the run's own model or data.
+
+    Arguments:
+        cfg: composed on the run.
+        content: of its checkpoint.
+    """
+    own = {node: content["config"][node] for node in ("model", "dataset")}
+    now = {node: OmegaConf.to_container(cfg[node], resolve=True) for node in own}
+    found = _differences(OmegaConf.to_container(cfg, resolve=False), _kept(own), _kept(now))
+    if found:
+        why = "of the run itself sampler, features, metric and dataset.root can be changed"
+        raise ConfigError(f"{_listed(found)}: {why}")
 
 
 def _check_same_run(cfg: DictConfig, start: Start) -> None:
@@ -143,12 +183,14 @@ def _check_same_run(cfg: DictConfig, start: Start) -> None:
     asked, origin = f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path
     if start.is_within(Path(cfg.run_dir)):
         asked, origin = "resume=auto", cfg.run_dir
-    listed = ", ".join(found[:SHOWN])
-    if len(found) > SHOWN:
-        listed += f" and {len(found) - SHOWN} more"
     advice = f"give the same, or init_from={origin} for a new run from its weights"
-    why = f"the checkpoint was made with other settings: {listed}"
+    why = f"the checkpoint was made with other settings: {_listed(found)}"
     raise ConfigError(f"{asked}: {why}; {advice}")
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
 
 
 def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:

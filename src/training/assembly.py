@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from src.config.build import build, naming
 from src.config.checks import check_training
 from src.config.machine import settle_precision
+from src.config.untrusted import check_built, check_config
 from src.config.words import nearest
-from src.errors import ConfigError, require
+from src.errors import ConfigError, first_line, require
 from src.model.base import CanEstimate, GenerativeModel
 from src.parallel.ranks import SameOnAllRanks
 from src.rundir.checkpoint_io import AtomicCheckpointIO
@@ -85,9 +87,23 @@ def check(cfg: DictConfig) -> Start:
     """Refuse what the configuration alone decides, and find where the run begins."""
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_training(cfg, dataset=ImageDataModule)
+    _check_parts(cfg)
     start = begin(cfg)
     settle_precision(cfg.trainer, start.precision)
     return start
+
+
+def _check_parts(cfg: DictConfig) -> None:
+    """Raise ConfigError where the run would not be read again: asked now, not after hours."""
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException:
+        return  # whoever builds it reports it
+    try:
+        check_config(config, cfg.trusted_packages)
+        check_built(config, cfg.trusted_packages)
+    except ValueError as error:
+        raise ConfigError(f"the configuration {first_line(error)}") from error
 
 
 def build_parts(cfg: DictConfig, start: Start) -> Parts:
@@ -115,7 +131,7 @@ def prepare(cfg: DictConfig, start: Start, parts: Parts) -> Assembly:
         scheduler = _scheduler(cfg, optimizer, total_steps)
     config = plain(cfg)
     same = SameOnAllRanks(config, start.step)
-    io = AtomicCheckpointIO(config)
+    io = AtomicCheckpointIO(config, cfg.trusted_packages)
     trainer = build_trainer(cfg, callbacks=[same, *callbacks.values()], plugins=[io], logger=False)
     for callback in callbacks.values():
         if isinstance(callback, TakesLong):
