@@ -260,3 +260,15 @@ def test_a_run_of_before_compares_with_one_of_today(cli, small, before, tmp_path
 )
 def test_words_below_a_reference_set_what_it_refers_to(typed, set_):
     assert as_referred(typed) == set_
+
+
+@pytest.mark.slow
+def test_a_multirun_on_a_run(cli, runs, tmp_path):
+    words = [f"init_from={runs['vae']}", "seed=0,1", "optimizer.lr=1e-5", "trainer.max_steps=1"]
+    done = cli("train", "--multirun", *words, "logger=csv", f"hydra.sweep.dir={tmp_path / 'all'}")
+    assert done.code == 0, done.err
+    for number in (0, 1):
+        config = recorded(tmp_path / "all" / f"{number}-vae-digits")
+        assert config["seed"] == number
+        assert config["model"]["latent_dim"] == 3
+        assert config["optimizer"]["lr"] == 1e-5

@@ -76,6 +76,31 @@ def test_a_step_asks_the_device_once(composed, monkeypatch, model, accumulate):
     assert found == {step: {"item": 1} for step in quiet}
 
 
+class Synchronised(pl.Callback):
+    """Has torch warn of every wait for the GPU from the second step on."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 1:
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_end(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_on_a_gpu_does_not_wait_for_it(composed, recwarn, model):
+    """The question of ``Finite`` waits for an event, which torch does not count."""
+    cfg = composed(
+        *(*MODELS[model], *SHORT, "callback.generation=null", "callback=[finite,lr_monitor]"),
+        *(f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1000"),
+        *("trainer.val_check_interval=1000", "dataset.global_batch_size=48"),
+        *("trainer.accelerator=gpu", "optimizer.fused=true"),
+    )
+    fit(cfg, Synchronised())
+    assert not [one for one in recwarn if "synchroniz" in str(one.message)]
+
+
 class Numbered(GenerativeModel):
     """Its loss at micro-batch n is n."""
 

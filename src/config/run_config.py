@@ -191,9 +191,14 @@ def _defaults(listed: list[Any], groups: Mapping[str, Any]) -> list[Any]:
 def _named_for(run_dir: str, config: Mapping[str, Any]) -> str:
     """The pattern of a new run's directory with the names of this one's model and data set."""
     for group in ("model", "dataset"):
-        name = option_of(config[group]) or group
+        name = name_of_choice(OF_RUN, config[group])
         run_dir = run_dir.replace(f"${{hydra:runtime.choices.{group}}}", name)
     return run_dir
+
+
+def name_of_choice(option: str, node: Mapping[str, Any]) -> str:
+    """The option that was chosen of a group; where it is the named run's node, what that is."""
+    return (option_of(node) or option) if option == OF_RUN else option
 
 
 def _fitted(words: list[str], config: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.output import quiet_logging
 from src.config.rank import is_first
+from src.config.run_config import name_of_choice
 from src.config.settings import check_settings
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
@@ -115,12 +116,14 @@ class JobLauncher(Launcher):
         """
         cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         choices = cfg.hydra.runtime.choices
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        named = [name_of_choice(choices[group], raw[group]) for group in ("model", "dataset")]
         own = [text for text in overrides if not text.startswith(OF_THE_DRIVER)]
         chosen = [text for text in own if text.partition("=")[0] not in {TRIAL, *self.fixed}]
         job = Job(
             number,
             own,
-            run_dir=self.sweep_dir / f"{number}-{choices.model}-{choices.dataset}",
+            run_dir=self.sweep_dir / "-".join((str(number), *named)),
             metric_name=cfg.optimized_metric,
             devices=cfg.trainer.devices,
             nodes=cfg.trainer.num_nodes,
