@@ -27,6 +27,7 @@ from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
+from src.foreign import printable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 RUN_DIR = "hydra.run.dir"
@@ -124,10 +125,11 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
         error = ConfigError(f"{first_line(ended)} ({advice})")  # Hydra's, of the composition
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error))
+        print(printable(lines, keep="\n"), end="", file=sys.stderr)
     by_rank_0 = not is_first() and isinstance(error, Interrupted | NonFiniteError)
     if message and not by_rank_0:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     return code
 
 

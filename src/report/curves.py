@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from src.report.escape import label
 from src.report.figure import blank, log_scale_helps, save_figure
 from src.rundir.history import History
 
@@ -21,7 +22,7 @@ def draw_curves(history: History, target: Path) -> None:
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             marker = "o" if len(history[name][0]) < SPARSE else None
-            axes.plot(*history[name], label=name, marker=marker, markersize=4, linewidth=1.2)
+            axes.plot(*history[name], label=label(name), marker=marker, markersize=4, linewidth=1.2)
         values = [value for name in names for value in history[name][1]]
         if log_scale_helps(values):
             axes.set_yscale("log")
