@@ -16,7 +16,7 @@ from src.foreign import naming
 TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
 EARLIER = re.compile(r"metrics-([0-9]{1,9})\.csv")  # of an earlier part of the run
 STEP = re.compile(r"[0-9]{1,18}")
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
 
