@@ -109,6 +109,15 @@ def checked(
     return found
 
 
+def counts(content: Mapping[str, Any], *names: str) -> dict[str, int]:
+    """The values of these names, each an integer from 0; raises ValueError."""
+    found = checked(content, dict.fromkeys(names, (int,)))
+    for name, value in found.items():
+        if not 0 <= value < 2**53:
+            raise ValueError(f"{name} is {shown(value)}, a count was expected")
+    return found
+
+
 def is_of(value: object, kind: tuple[type, ...]) -> bool:
     """Whether a plain value is of one of these types; true and false are no numbers."""
     return isinstance(value, kind) and (bool in kind or not isinstance(value, bool))
