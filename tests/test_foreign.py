@@ -330,6 +330,13 @@ def test_reasons_of_json(tmp_path, text, reason):
         read_json(tmp_path / "x.json")
 
 
+def test_more_settings_than_a_run_has_are_refused(tmp_path):
+    config = {"model": {"a": 1}} | {f"k{i}": i for i in range(6000)}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="config.yaml: has more than 5000 settings"):
+        compare([tmp_path])
+
+
 def test_a_comparison_of_a_deep_file_is_refused_in_one_line(cli, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/config.yaml").write_text(json.dumps(CONFIG))

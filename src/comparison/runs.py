@@ -10,11 +10,13 @@ from typing import Any
 
 from src.comparison.files import configuration, evaluation, final_numbers
 from src.comparison.run_settings import flat_settings, run_settings
+from src.errors import DataError
 from src.rundir.history import TIMES
 from src.rundir.numbers import Numbers
 from src.rundir.store import run_of
 
 EVALUATION = "evaluation.json"
+MOST_SETTINGS = 5000  # of a run; each is compared with all others
 STAGES = ("test/", "val/", "train/")
 COSTS = ("parameters", "step", *TIMES, "sampling_seconds_per_image")
 # costs that are taken from evaluation.json where there is one
@@ -91,11 +93,14 @@ def read_run(path: Path) -> Run:
     if not os.path.lexists(path / "config.yaml"):
         home = run_of(Path(context.get("checkpoint") or path))
     config = configuration(home / "config.yaml")
+    settings = run_settings(config)
+    if len(settings) > MOST_SETTINGS:
+        raise DataError(f"{home / 'config.yaml'}: has more than {MOST_SETTINGS} settings")
     final = final_numbers(home / "metrics.json")
     own = evaluated.get("numbers", final)
     return Run(
         path=path,
-        settings=run_settings(config) | _protocol(evaluated),
+        settings=settings | _protocol(evaluated),
         seed=config.get("seed"),
         numbers=_measured(own, evaluated.get("details", {})) | _costs(final, context),
         context=context,

@@ -56,7 +56,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if path.read_text(encoding="utf-8") == mine:
+            if path.read_text(encoding="utf-8", errors="replace") == mine:
                 path.unlink()
 
 
