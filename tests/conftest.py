@@ -19,6 +19,8 @@ from omegaconf import DictConfig
 from runs import words
 from zygote import Zygote
 
+import src.config.cli  # noqa: F401 (its resolvers, also where one file of tests runs alone)
+
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 

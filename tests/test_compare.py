@@ -17,7 +17,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from rich.console import Console
 
-import src.config.cli  # noqa: F401 (its resolvers compose the configurations)
 from src.comparison.comparison import compare, direction
 from src.comparison.find import find_runs
 from src.comparison.output import show
