@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from src.errors import ConfigError, ProjectError
+from src.errors import ConfigError, ProjectError, StorageError
+from src.foreign import printable
 
 DESCRIPTION = """\
 Compare runs: where their settings differ, their metrics with error bars, parameters and time.
@@ -83,7 +84,7 @@ def run(arguments: Sequence[str]) -> None:
     comparison = compare(find_runs(options.runs), options.metric, options.sort)
     files = write(comparison, options.output)
     show(comparison, terminal())
-    print(f"written to {' and '.join(map(str, files))}")
+    print(printable(f"written to {' and '.join(map(str, files))}"))
 
 
 def main() -> None:
@@ -91,8 +92,12 @@ def main() -> None:
     try:
         run(sys.argv[1:])
     except ProjectError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # of a directory that cannot be looked into
+        where = "" if error.filename is None else f": {error.filename}"
+        print(f"error: {printable(error.strerror or error)}{printable(where)}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
 
 
 if __name__ == "__main__":

@@ -75,11 +75,13 @@ def _fit(cfg: DictConfig, assembly: Assembly) -> dict[str, float]:
     """Train to the end; return the time that it took, with that of the parts before."""
     from src.callback.throughput import throughput_of
     from src.errors import require
+    from src.training.restored import restoring
 
     start, trainer = assembly.start, assembly.trainer
     start.warn_if_done(trainer.max_steps)
     begin = time.monotonic()
-    trainer.fit(assembly.module, assembly.data, ckpt_path=start.path, weights_only=True)
+    with restoring(start.path):
+        trainer.fit(assembly.module, assembly.data, ckpt_path=start.path, weights_only=True)
     INTERRUPTION.leave_if_requested()
     began = trainer.global_step > 0
     require(began, "trainer.max_time", cfg.trainer.max_time, "was over before the first step")

@@ -344,3 +344,79 @@ def test_a_run_on_shards(zygote, tmp_path):
     ]
     done = zygote.run("train", *words)
     assert done.code == 0, done.err
+
+
+INDEX = {"start": [0, 8], "size": [4, 4], "label": [0, 1], "tenth": [0, 9], "bytes": 16}
+ODD_ARRAYS = {
+    "square": np.zeros((2, 2), int),
+    "scalar": np.array(3),
+    "longer": np.arange(5),
+    "floats": np.array([0.5, 1.0]),
+    "texts": np.array(["a", "b"]),
+    "negative": np.array([-5, 0]),
+    "huge": np.array([2**63 - 1, 0]),
+    "unsigned": np.array([2**64 - 1, 0], dtype=np.uint64),
+    "times": np.array([0, 1], dtype="datetime64[s]"),
+    "truths": np.array([True, False]),
+    "records": np.zeros(2, dtype=[("a", int)]),
+}
+
+
+@pytest.mark.parametrize("name", ["start", "size", "label", "tenth"])
+@pytest.mark.parametrize("values", ODD_ARRAYS.values(), ids=ODD_ARRAYS)
+def test_index_arrays_of_another_shape_are_one_line(tmp_path, name, values):
+    (tmp_path / "a.tar").write_bytes(bytes(16))
+    for odd in (values, None):
+        with open(tmp_path / "a.tar.index", "wb") as file:
+            np.savez(file, **(INDEX | ({} if odd is None else {name: odd})))
+        if odd is None:
+            (index,) = shards.read_indices([str(tmp_path / "a.tar")])
+            assert index.size.tolist() == [4, 4]
+        else:
+            with pytest.raises(DataError, match="a.tar.index is damaged"):
+                shards.read_indices([str(tmp_path / "a.tar")])
+
+
+@pytest.mark.parametrize("values", [[1, 2], "x", 1.5j, None], ids=str)
+def test_the_bytes_of_an_index_are_one_number(tmp_path, values):
+    (tmp_path / "a.tar").write_bytes(bytes(16))
+    with open(tmp_path / "a.tar.index", "wb") as file:
+        np.savez(file, **(INDEX | {"bytes": values}))
+    with pytest.raises(DataError, match="a.tar.index is damaged"):
+        shards.read_indices([str(tmp_path / "a.tar")])
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda data: b"PK\x03\x04" + data))
+def test_any_bytes_are_an_index_or_one_line(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("index")
+    (folder / "a.tar").write_bytes(bytes(16))
+    (folder / "a.tar.index").write_bytes(content)
+    with pytest.raises(DataError, match="a.tar.index is damaged"):
+        shards.read_indices([str(folder / "a.tar")])
+
+
+LABELS = [b"1" + b"0" * 20, b"9" * 5000, b"-1", b"2147483648", b"x", b"", b"1.5", b"\xff"]
+
+
+@pytest.mark.parametrize("label", LABELS, ids=lambda label: str(label[:12]))
+def test_labels_that_are_none_are_one_line(tmp_path, label):
+    shard = write_shard(tmp_path / "a.tar", range(3), more=[("a.b/00002.cls", label)])
+    with pytest.raises(DataError, match="not a sound .tar file of samples"):
+        load(str(shard), "train")
+
+
+@given(st.data())
+def test_a_header_of_any_bytes_is_samples_or_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("tar")
+    shard = write_shard(folder / "a.tar", range(2))
+    content = bytearray(shard.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
+    checksum = tarfile.calc_chksums(bytes(content[:512]))[0]
+    content[148:156] = b"%06o\0 " % checksum
+    shard.write_bytes(content)
+    try:
+        (index,) = shards.read_indices([str(shard)])
+    except DataError:
+        return
+    assert len(index.start) <= 2

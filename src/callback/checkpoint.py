@@ -17,6 +17,7 @@ from src.callback.lightning_repairs import LightningRepairs, validation_follows
 from src.callback.save_policy import SavePolicy
 from src.callback.state_writer import StateWriter
 from src.errors import Interrupted, require
+from src.foreign import NUMBER, check_texts, checked
 from src.training.interruption import INTERRUPTION
 
 
@@ -167,10 +168,13 @@ class Checkpoint(LastInOrder):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` has written."""
-        self.writer.best = state_dict["best"]
-        self.validates = state_dict["validates"]
-        self.seconds = state_dict["seconds"]
-        self.metrics = state_dict["metrics"]
+        kinds = {"best": NUMBER, "validates": (bool,), "seconds": (int, float), "metrics": (dict,)}
+        known = checked(state_dict, kinds)
+        check_texts(list(known["metrics"]), "metrics")
+        self.metrics = checked(known["metrics"], dict.fromkeys(known["metrics"], (int, float)))
+        self.writer.best = known["best"]
+        self.validates = known["validates"]
+        self.seconds = known["seconds"]
 
 
 def _values(trainer: pl.Trainer) -> dict[str, float]:

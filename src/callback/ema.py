@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.errors import require
+from src.foreign import counts
 
 
 class EMA(pl.Callback):
@@ -93,7 +94,7 @@ class EMA(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore the number of updates."""
-        self.updates = state_dict["updates"]
+        self.updates = counts(state_dict, "updates")["updates"]
 
     def _swap(self, pl_module: pl.LightningModule, into_average: bool) -> None:
         """Exchange weights and average by pointer, where there is an average."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from src.dataset.base import Batch
 from src.errors import NonFiniteError, require
+from src.foreign import counts
 from src.training.flight_record import Step, write_flight_record
 
 POLICIES = ("raise", "skip")
@@ -142,7 +143,7 @@ class Finite(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting."""
-        self.skipped = state_dict["skipped"]
+        self.skipped = counts(state_dict, "skipped")["skipped"]
 
     def _ask(self) -> None:
         """Raise or count where the open step was not finite."""

@@ -11,6 +11,7 @@ from src.dataset.base import ImageData
 from src.errors import require
 from src.evaluation.generation import GenerationEvaluator
 from src.features.base import Features
+from src.foreign import counts
 from src.metric.generation import GenerationMetrics
 from src.model.base import CanSample, GenerativeModel
 from src.parallel.sampling import Sampler
@@ -103,7 +104,7 @@ class Generation(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting."""
-        self._validations = state_dict["validations"]
+        self._validations = counts(state_dict, "validations")["validations"]
 
     def _measure(
         self,

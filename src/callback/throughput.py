@@ -11,6 +11,7 @@ import torch
 from lightning_fabric.utilities.throughput import get_available_flops
 
 from src.callback.phases import BESIDE, PHASES, Phases, clock_of
+from src.foreign import checked, counts
 from src.training.blank import flops_per_image
 
 DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
@@ -107,8 +108,10 @@ class Throughput(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from them."""
-        self._before = Spent(state_dict["steps"], state_dict["seconds"])
-        self._memory = state_dict["peak_memory_gib"]
+        known = checked(state_dict, {"seconds": (dict,), "peak_memory_gib": (int, float)})
+        seconds = checked(known["seconds"], dict.fromkeys(PHASES, (int, float)))
+        self._before = Spent(counts(state_dict, "steps")["steps"], seconds)
+        self._memory = known["peak_memory_gib"]
 
     def spent(self) -> Spent:
         """Steps and seconds up to now, of all parts of the run. Waits for the device."""

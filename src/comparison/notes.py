@@ -13,15 +13,14 @@ from src.comparison.runs import Run
 LOSS = ("model", "likelihood", "beta", "prediction", "weighting")
 
 
-def notes(comparison: Comparison, best: str) -> list[str]:
-    """Lines below the table, warnings first. best: how the best values are marked."""
+def notes(comparison: Comparison) -> list[str]:
+    """Lines below the table, warnings first."""
     return [
         *_not_comparable(comparison),
         *_not_evaluated(comparison),
         *_elsewhere(comparison),
         *_losses(comparison),
         *_commits(comparison),
-        *_ranking(comparison, best),
         *_errors(comparison),
     ]
 
@@ -75,7 +74,8 @@ def _commits(comparison: Comparison) -> Iterator[str]:
         yield f"not of one commit: {', '.join(f'{name} ({num})' for name, num in commits.items())}"
 
 
-def _ranking(comparison: Comparison, best: str) -> Iterator[str]:
+def ranking(comparison: Comparison, best: str) -> Iterator[str]:
+    """What the best values are. best: how they are marked."""
     if any(comparison.best(name) for name in comparison.metrics):
         where = "only where a direction is known and the numbers compare"
         yield f"{best}: best value, whatever the error bars; {where}"

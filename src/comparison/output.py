@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.comparison.comparison import Comparison
-from src.comparison.notes import notes
+from src.comparison.notes import notes, ranking
 from src.comparison.pooling import Setting
 from src.comparison.provenance import how_measured, runs_table
 from src.comparison.runs import Number
 from src.comparison.table import lay_out
 from src.files import write_text
+from src.foreign import printable
+from src.report import escape
+from src.report.escape import bold, line
 
 if TYPE_CHECKING:
     from src.report.table import Console
@@ -24,8 +25,8 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print the comparison in as many tables as the width of the console asks for."""
     grid, reasons = lay_out(comparison)
     grid.show(console)
-    for note in [*reasons, *notes(comparison, best="*")]:
-        console.print(note, markup=False, soft_wrap=True)
+    for note in [*reasons, *notes(comparison), *ranking(comparison, best="*")]:
+        console.print(printable(note), markup=False, soft_wrap=True)
 
 
 def write(comparison: Comparison, directory: Path) -> list[Path]:
@@ -42,7 +43,8 @@ def write(comparison: Comparison, directory: Path) -> list[Path]:
 def markdown(comparison: Comparison) -> str:
     """One GitHub table, the notes, how the numbers were measured, and the runs behind them."""
     grid, reasons = lay_out(comparison)
-    paragraphs = [*reasons, *notes(comparison, best="**bold**")]
+    paragraphs = [*map(line, [*reasons, *notes(comparison)])]
+    paragraphs += ranking(comparison, best=bold("bold"))
     num = len(comparison.runs)
     runs = "1 run" if num == 1 else f"{num} runs"
     lines = [
@@ -62,13 +64,11 @@ def comma_separated(comparison: Comparison) -> str:
     """A row per setting: label, runs, seeds, choices, then value and error of each number."""
     names = [*comparison.measured, *comparison.costs]
     columns = [column for name in names for column in (name, f"{name}_error")]
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["setting", "runs", "n", "seeds", *comparison.choices, *columns])
+    rows: list[list[object]] = [["setting", "runs", "n", "seeds", *comparison.choices, *columns]]
     for i, setting in enumerate(comparison.settings):
         choices = [values[i] for values in comparison.choices.values()]
-        writer.writerow([*_identity(setting), *choices, *_numbers(setting, names)])
-    return target.getvalue()
+        rows.append([*_identity(setting), *choices, *_numbers(setting, names)])
+    return escape.comma_separated(rows)
 
 
 def _identity(setting: Setting) -> list[object]:

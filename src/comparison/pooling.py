@@ -105,10 +105,13 @@ def _mean(name: str, runs: Sequence[Run]) -> Number:
     if unequal:
         return Number(None, reason=f"no mean: {', '.join(unequal)} differs between the seeds")
     values = [run.numbers[name].value for run in found]
-    # equal values are kept as they are: a count stays an integer
-    mean = statistics.fmean(values) if len(set(values)) > 1 else values[0]
-    context = found[0].numbers[name].context
-    return Number(mean, statistics.stdev(values), SEEDS, "", context, len(found))
+    try:
+        # equal values are kept as they are: a count stays an integer
+        mean = statistics.fmean(values) if len(set(values)) > 1 else values[0]
+        deviation = statistics.stdev(values)
+    except OverflowError:
+        return Number(None, reason="no mean: the values are too large")
+    return Number(mean, deviation, SEEDS, "", found[0].numbers[name].context, len(found))
 
 
 def _unequal_conditions(name: str, runs: Sequence[Run]) -> list[str]:

@@ -10,6 +10,7 @@ from src.comparison.comparison import Comparison
 from src.comparison.pooling import CONDITIONS, Setting
 from src.comparison.runs import Run
 from src.config.words import brief
+from src.report.escape import code, inline, line
 from src.report.table import markdown_table
 
 # context of a number that is shown, beside its conditions
@@ -46,7 +47,7 @@ def _contexts(settings: Sequence[Setting]) -> Iterator[str]:
         if len(labels) > 1:
             sides = [f"{value} ({', '.join(owners)})" for value, owners in labels.items()]
         name = "seed of the evaluation" if key == "seed" else key
-        yield f"- {name}: {'; '.join(sides)}"
+        yield f"- {line(name)}: {inline('; '.join(sides))}"
 
 
 def _metrics(names: Sequence[str], settings: Sequence[Setting]) -> Iterator[str]:
@@ -55,10 +56,10 @@ def _metrics(names: Sequence[str], settings: Sequence[Setting]) -> Iterator[str]
     for name in names:
         having = [setting for setting in settings if name in setting.numbers]
         facts = _facts([setting.numbers[name].context for setting in having])
-        owners[facts].append(f"`{name}`")
+        owners[facts].append(code(name))
     for facts, metrics in owners.items():
         if facts:
-            yield f"- {facts}: {', '.join(metrics)}"
+            yield f"- {line(facts)}: {', '.join(metrics)}"
 
 
 def _facts(contexts: Sequence[dict[str, Any]]) -> str:
@@ -75,7 +76,7 @@ def _row(label: str, run: Run) -> list[object]:
     words = " ".join(word for word in typed if not word.startswith("run_dir="))
     step = run.context.get("step", "") if run.last_step is None else run.last_step
     evaluated = run.settings["evaluation"]
-    return [label, run.path, run.seed, step, evaluated, run.commit, f"`{words}`" if words else ""]
+    return [label, run.path, run.seed, step, evaluated, run.commit, code(words)]
 
 
 def _keys(contexts: Iterable[dict[str, Any]]) -> list[str]:

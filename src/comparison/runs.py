@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from src.comparison.files import configuration, evaluation, final_numbers
 from src.comparison.run_settings import flat_settings, run_settings
-from src.config.untrusted import plain_yaml
-from src.errors import DataError, StorageError, first_line
+from src.errors import DataError, first_line
 from src.rundir.history import TIMES
+from src.rundir.numbers import Numbers
 from src.rundir.store import run_of
 
 EVALUATION = "evaluation.json"
+MOST_SETTINGS = 5000  # of a run; each is compared with all others
 STAGES = ("test/", "val/", "train/")
 COSTS = ("parameters", "step", *TIMES, "sampling_seconds_per_image")
 # costs that are taken from evaluation.json where there is one
@@ -87,73 +87,58 @@ def read_run(path: Path) -> Run:
     may lack both. An evaluation that lies elsewhere names its run. Raises DataError where a file
     is damaged or the run is gone, StorageError where it cannot be read.
     """
-    evaluation = _read(path / EVALUATION)
-    context = evaluation.get("context", {})
+    evaluated = evaluation(path / EVALUATION)
+    context = evaluated.get("context", {})
     home = path
-    if not (path / "config.yaml").exists():
-        home = run_of(Path(context.get("checkpoint", path)))
-    config = _read(home / "config.yaml")
-    final = _read(home / "metrics.json")
-    if not isinstance(config.get("model"), dict):
-        raise DataError(f"{home / 'config.yaml'}: not the configuration of a run (no model in it)")
+    if not os.path.lexists(path / "config.yaml"):
+        home = run_of(Path(context.get("checkpoint") or path))
+    config = configuration(home / "config.yaml")
     try:
         settings = run_settings(config)
     except ValueError as error:
         raise DataError(f"{home / 'config.yaml'}: damaged (it {first_line(error)})") from error
+    if len(settings) > MOST_SETTINGS:
+        raise DataError(f"{home / 'config.yaml'}: has more than {MOST_SETTINGS} settings")
+    final = final_numbers(home / "metrics.json")
+    own = evaluated.get("numbers", final)
     return Run(
         path=path,
-        settings=settings | _protocol(evaluation),
+        settings=settings | _protocol(evaluated),
         seed=config.get("seed"),
-        numbers=_measured(evaluation or final) | _costs(final, context),
+        numbers=_measured(own, evaluated.get("details", {})) | _costs(final, context),
         context=context,
         provenance=config.get("provenance") or {},
         last_step=final.get("step"),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Content of a JSON or YAML file; nothing where there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else plain_yaml(text)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: damaged ({first_line(error)})") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged (a mapping of names was expected)")
-    return content
-
-
-def _protocol(evaluation: dict[str, Any]) -> dict[str, str]:
+def _protocol(evaluated: dict[str, Any]) -> dict[str, str]:
     """How a run was evaluated, as settings."""
-    context = evaluation.get("context", {})
+    context = evaluated.get("context", {})
     chosen = {name: context[name] for name in PROTOCOL if context.get(name) is not None}
-    evaluated = "yes" if evaluation else "no"
-    return {"evaluation": evaluated} | flat_settings(chosen, "evaluation")
+    return {"evaluation": "yes" if evaluated else "no"} | flat_settings(chosen, "evaluation")
 
 
-def _costs(final: dict[str, Any], context: dict[str, Any]) -> dict[str, Number]:
+def _costs(final: Numbers, context: dict[str, Any]) -> dict[str, Number]:
     """Parameters and times, of the evaluation where it has them, else of the end of training."""
     known = final | {name: context[name] for name in OF_EVALUATION if name in context}
-    return {name: Number(known[name]) for name in COSTS if known.get(name) is not None}
+    return {name: _number(known[name], {}) for name in COSTS if known.get(name) is not None}
 
 
-def _measured(content: dict[str, Any]) -> dict[str, Number]:
-    details = content.get("details", {})
+def _measured(numbers: Numbers, details: dict[str, dict[str, Any]]) -> dict[str, Number]:
     return {
         name: _number(value, details.get(name, {}))
-        for name, value in content.items()
+        for name, value in numbers.items()
         if name.startswith(STAGES)
     }
 
 
 def _number(value: float | None, details: dict[str, Any]) -> Number:
-    fields = ("error", "error_kind", "reason", "context")
-    known = {name: details[name] for name in fields if name in details}
+    """The number; one that is not finite is none, and so is such an error."""
+    error = details.get("error")
+    if error is not None and not math.isfinite(error):
+        details = details | {"error": None}
     if value is not None and not math.isfinite(value):
-        known |= {"error": None, "reason": f"not finite ({value})"}
-        return Number(None, **known)
-    return Number(value, **known)
+        details = details | {"error": None, "reason": f"not finite ({value})"}
+        value = None
+    return Number(value, **details)

@@ -36,6 +36,7 @@ from src.errors import (
     first_line,
     require,
 )
+from src.foreign import printable
 
 RUN_DIR = "hydra.run.dir"
 FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is always set for Hydra
@@ -130,10 +131,11 @@ def _report(ended: BaseException, config_name: str, traced: bool) -> int:
         error = ConfigError(f"{first_line(ended)} ({advice})")  # Hydra's, of the composition
     code, message = explain(error, CONF, config_name, sys.argv[1:])
     if traced or code == 1:
-        traceback.print_exception(error)
+        lines = "".join(traceback.format_exception(error))
+        print(printable(lines, keep="\n"), end="", file=sys.stderr)
     by_rank_0 = not is_first() and isinstance(error, Interrupted | NonFiniteError)
     if message and not by_rank_0:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from src.config.rank import is_first
+from src.foreign import printable
 
 
 class Patient:
@@ -40,6 +41,14 @@ class Patient:
             silence([self._stream.fileno()])
 
 
+class Plain(logging.Formatter):
+    """Messages as they are, but that nothing in them acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, and its traceback where it has one."""
+        return printable(super().format(record), keep="\n")
+
+
 class _Stdout(logging.StreamHandler):
     """Writes to the current standard output: a progress bar replaces it while it is drawn."""
 
@@ -53,7 +62,8 @@ def quiet_logging() -> None:
     """Plain messages on standard output; of libraries and of further ranks only warnings."""
     logging.raiseExceptions = False  # a full disk or a closed pipe is no reason to fail
     handlers = [_Stdout()]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    handlers[0].setFormatter(Plain())
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     logging.getLogger("src").setLevel(logging.INFO if is_first() else logging.WARNING)
 
 

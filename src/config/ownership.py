@@ -20,8 +20,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from src.config.references import options_of_conf, replaced, resolved, settings_of
-from src.config.untrusted import shown
 from src.errors import ConfigError
+from src.foreign import shown
 
 KEY_FILE = "GENBENCH_KEY_FILE"
 SIGNATURE = "signature"  # in the provenance

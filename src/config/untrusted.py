@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import re
-import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
+from yaml.loader import SafeLoader
 
 from src.config.references import resolved, settings_of, targets_of_conf
+from src.errors import first_line
+from src.foreign import MAX_DIGITS, shown
 
 MAX_TEXT = 256 * 2**10  # characters of a configuration
 MAX_NODES = 100_000  # values of a configuration
@@ -37,14 +39,6 @@ BUILT = {  # nodes of a run's configuration that are built later, and from which
 }
 # functions and classes that are given their settings now and called later
 HANDED_OVER = {"sampler", "dataset", "image"}
-
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 100
-
-
-def shown(value: object) -> str:
-    """A foreign value for a message: short, on one line, without control characters."""
-    return _shown.repr(value)
 
 
 def values(tree: object, most: int = MAX_NODES) -> Iterator[object]:
@@ -83,6 +77,8 @@ def check_plain(config: object) -> None:
         for part in (value, *names):
             if type(part) not in PLAIN:
                 raise ValueError(f"holds {shown(part)}, which is no plain value")
+            if type(part) is int and abs(part) >= 10**MAX_DIGITS:
+                raise ValueError(f"holds a number of more than {MAX_DIGITS} digits")
             length += len(part) if isinstance(part, str) else 0
     if length > MAX_TEXT:
         raise ValueError(f"has a configuration of more than {MAX_TEXT} characters")
@@ -195,7 +191,7 @@ def _imported(name: str) -> object:
         return None
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):  # in Python: that of C, which ``quick_start`` chooses, asks nobody
     """Refuses references (``&a``, ``*a``): a few lines of them describe more than memory holds."""
 
     def compose_node(
@@ -219,5 +215,9 @@ def plain_yaml(text: str) -> Any:  # noqa: ANN401 (whatever YAML can hold)
         content = _Loader(text).get_single_data()
     except RecursionError as error:
         raise ValueError(f"holds more than {MAX_DEPTH} levels of values") from error
+    except (ValueError, yaml.YAMLError):
+        raise
+    except Exception as error:  # PyYAML raises many kinds on what is no value of its type
+        raise ValueError(f"holds what is no value of its type ({first_line(error)})") from error
     check_plain(content)
     return content

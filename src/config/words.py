@@ -36,7 +36,7 @@ def option_of(node: Mapping[str, Any]) -> str | None:
     if target is None:  # encoder and decoder of one network, the loader of a data set
         options = {option_of(child) for child in node.values() if isinstance(child, dict)}
         return options.pop() if len(options) == 1 else None
-    parts = target.split(".")
+    parts = str(target).split(".")  # foreign configurations may hold anything
     if parts[0] == "src" and len(parts) > 3:
         return parts[-2]
     return re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "_", parts[-1]).lower()

@@ -10,7 +10,6 @@ import io
 import re
 import tarfile
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,9 @@ from src.noise import mix
 WAITS = (0.5, 2.0, 8.0)  # seconds before what could not be read is requested again
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # of a sample, and what kind of file it is
 NO_LABEL = -1
+LONGEST = 20  # bytes of a label
+MAX_LABEL = 2**31
+LAST = 2**62  # byte of a file
 
 Range = tuple[str, int, int | None]  # path or URL, first byte, and the byte after the last
 
@@ -113,13 +115,34 @@ def _read_files(shards: list[str]) -> list[bytes]:
 def _parsed(shard: str, content: bytes) -> Index:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            index = Index(*(file[name].astype(np.int64) for name in Index._fields))
+            index = Index(*(_numbers(file[name]) for name in Index._fields))
             size = int(file["bytes"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _check(index)
+    except MemoryError:
+        raise
+    except Exception as error:  # foreign files fail in NumPy, zip and zlib
         raise DataError(f"{shard}.index is damaged: make it anew") from error
     if "://" not in shard and Path(shard).stat().st_size != size:
         raise DataError(f"{shard}.index is of another shard than is there now: make it anew")
     return index
+
+
+def _numbers(values: np.ndarray) -> np.ndarray:
+    """One whole number for each sample, as int64; raises ValueError."""
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError("is no row of whole numbers")
+    return values.astype(np.int64, casting="safe")
+
+
+def _check(index: Index) -> None:
+    """Raise ValueError unless all rows are as long, and every image has a place and a size."""
+    if len({len(values) for values in index}) != 1:
+        raise ValueError("has rows of several lengths")
+    if (index.start < 0).any() or (index.size < 0).any() or (index.start > LAST - index.size).any():
+        raise ValueError("has a place that no file has")
+    labels, tenths = index.label, index.tenth
+    if not ((labels >= NO_LABEL) & (labels < MAX_LABEL) & (tenths >= 0) & (tenths < 10)).all():
+        raise ValueError("has a label or a tenth that is none")
 
 
 def _scan(shard: str) -> Index:
@@ -128,10 +151,12 @@ def _scan(shard: str) -> Index:
         with tarfile.open(shard, "r:") as tar:  # uncompressed, so that its middle can be read
             samples = _samples(tar)
             _check_end(tar)
-    except (OSError, ValueError, tarfile.TarError) as error:
+        rows = [row for row in samples.values() if row[1]]  # those with an image
+        index = Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
+        _check(index)
+    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
         raise DataError(f"{shard}: not a sound .tar file of samples ({error})") from error
-    rows = [row for row in samples.values() if row[1]]  # those with an image
-    return Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
+    return index
 
 
 def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
@@ -146,8 +171,16 @@ def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
         if f".{kind.lower()}" in EXTENSIONS:
             row[:2] = member.offset_data, member.size
         elif kind == "cls":
-            row[2] = int(tar.extractfile(member).read())
+            row[2] = _label(tar.extractfile(member).read(LONGEST + 1))
     return found
+
+
+def _label(content: bytes) -> int:
+    """The label in a file of a few bytes; raises ValueError."""
+    label = int(content) if len(content) <= LONGEST else -1
+    if not 0 <= label < MAX_LABEL:
+        raise ValueError(f"a label is {content[:LONGEST]!r}, a small integer was expected")
+    return label
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
-from src.errors import ConfigError, ProjectError, WorkerLostError, require
+from src.errors import ConfigError, DataError, ProjectError, WorkerLostError, require
 from src.files import write_json
+from src.foreign import NUMBER, TEXT, check_texts, checked, naming, read_json
+from src.rundir.numbers import Numbers, read_numbers
+
+log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "src.train")
 FOLDER = "jobs"  # of the sweep directory: <number>.log of each job, and <number>.json for the table
@@ -19,6 +25,19 @@ PRUNED = "pruned.json"  # in the run directory of a pruned job: the step, and th
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 FINISHED = ("done", "pruned")
 OWN_CODES = range(2, 9)  # of the classes in src/errors.py
+RECORD = {  # what jobs/<number>.json holds
+    "number": (int,),
+    "overrides": (list,),
+    "code": (int, type(None)),
+    "status": (str,),
+    "detail": (str,),
+    "metric": NUMBER,
+    "metric_name": TEXT,
+    "handle": TEXT,
+    "name": (str,),
+    "starts": (int,),
+    "run_dir": (str,),
+}
 TAIL = 65536  # bytes of the log in which the last line is looked for
 
 
@@ -80,13 +99,14 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to do; then ``status`` and ``metric`` are set."""
-        metrics = _read(self.run_dir / "metrics.json")
-        pruned = _read(self.run_dir / PRUNED)
+        metrics = _numbers(self.run_dir / "metrics.json")
+        pruned = _numbers(self.run_dir / PRUNED)
         if metrics is None and pruned is None:
             return False
         self.status = "done" if pruned is None else "pruned"
         self.detail = ""
-        self.metric = (pruned if metrics is None else metrics).get(self.metric_name)
+        metric = (pruned if metrics is None else metrics).get(self.metric_name)
+        self.metric = metric if metric is not None and math.isfinite(metric) else None
         return True
 
     def mark_log(self) -> None:
@@ -175,14 +195,41 @@ def available(jobs: Iterator[Job | None]) -> list[Job]:
     return list(takewhile(lambda job: job is not None, jobs))
 
 
-def recorded(sweep_dir: Path, number: int | str = "*") -> list[dict]:
-    """What is recorded of all jobs of a sweep directory, or of one, by number."""
-    found = [_read(path) for path in (sweep_dir / FOLDER).glob(f"{number}.json")]
-    return sorted((known for known in found if known), key=lambda known: known["number"])
+def recorded(sweep_dir: Path) -> list[dict[str, Any]]:
+    """What is recorded of all jobs of a sweep directory, by number; the damaged with a warning."""
+    found = []
+    for path in (sweep_dir / FOLDER).glob("*.json"):
+        try:
+            found.append(_record(path))
+        except FileNotFoundError:
+            continue
+        except ProjectError as error:
+            log.warning("left out of the table: %s", error)
+    return sorted(found, key=lambda known: known["number"])
 
 
-def _read(path: Path) -> dict | None:
+def record_of(sweep_dir: Path, number: int) -> dict[str, Any] | None:
+    """What is recorded of one job; None where nothing is. Raises DataError, StorageError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _record(sweep_dir / FOLDER / f"{number}.json")
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        raise DataError(f"{error}; delete it, and the job begins anew") from error
+
+
+def _record(path: Path) -> dict[str, Any]:
+    with naming(path):
+        known = checked(read_json(path), RECORD, {"name": "", "starts": 0})
+        check_texts(known["overrides"], "overrides")
+        if known["metric"] is not None and not math.isfinite(known["metric"]):
+            raise ValueError("the metric is not finite")
+        return known
+
+
+def _numbers(path: Path) -> Numbers | None:
+    """Those that a job has left; None where it has left none that can be read."""
+    try:
+        return read_numbers(path)
+    except (FileNotFoundError, ProjectError):
         return None

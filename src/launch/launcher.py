@@ -22,7 +22,7 @@ from src.config.rank import is_first
 from src.config.run_config import name_of_choice
 from src.config.settings import check_settings
 from src.errors import ConfigError, require
-from src.launch.job import FINISHED, Job, recorded
+from src.launch.job import FINISHED, Job, record_of, recorded
 from src.report.jobs import print_jobs, write_jobs
 from src.training.interruption import INTERRUPTION
 
@@ -129,14 +129,15 @@ class JobLauncher(Launcher):
             nodes=cfg.trainer.num_nodes,
             name=" ".join(chosen),
         )
-        for known in recorded(self.sweep_dir, number):
+        known = record_of(self.sweep_dir, number)
+        if known:
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))
             if changed:
                 what = f"job {number} was another one ({changed})"
                 advice = "choose another directory, or give the same command"
                 raise ConfigError(f"hydra.sweep.dir={self.sweep_dir}: {what}; {advice}")
             job.handle = known["handle"]
-            job.starts = known.get("starts", 0)
+            job.starts = known["starts"]
         return job
 
     def run(
@@ -167,8 +168,9 @@ class JobLauncher(Launcher):
     def _show(self, seen: list[Job]) -> None:
         """Write and print the table, and what to do where not all jobs are done."""
         table = self.sweep_dir / "jobs.csv"
-        write_jobs(recorded(self.sweep_dir), table)
-        print_jobs(recorded(self.sweep_dir), table)
+        known = recorded(self.sweep_dir)
+        write_jobs(known, table)
+        print_jobs(known, table)
         if any(job.status not in (*FINISHED, "failed") for job in seen):
             advice = f"the same command with hydra.sweep.dir={self.sweep_dir} goes on"
             log.warning("not all jobs are done: %s", advice)

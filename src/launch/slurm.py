@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.errors import ConfigError, require
-from src.launch.job import Job, available, check_jobs, recorded
+from src.launch.job import Job, available, check_jobs, record_of
 from src.launch.slurm_commands import Cluster
 from src.launch.slurm_script import write_array
 from src.launch.slurm_submission import ALIVE, LOST, Submission
@@ -137,9 +137,10 @@ class Slurm:
         alike = defaultdict(list)
         with INTERRUPTION.deferred(), brief_lock(folder / ".submit.lock"):
             for submission in submissions:
-                for known in recorded(folder.parent, submission.number):
+                known = record_of(folder.parent, submission.number)
+                if known:
                     submission.job.handle = known["handle"]
-                    submission.job.starts = known.get("starts", 0)
+                    submission.job.starts = known["starts"]
             if not self.cluster.look():
                 return [one for one in submissions if one.number not in running]
             for submission in submissions:

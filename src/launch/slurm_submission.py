@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from src.errors import first_line
+from src.foreign import read_text
 from src.launch.job import Job
 from src.launch.slurm_commands import State
 
@@ -63,7 +66,7 @@ class Submission:
             return 0, ""
         exit_file = self.job.file("exit")
         if state.name not in LOST and exit_file.exists():
-            return int(exit_file.read_text()), ""
+            return _exit_code(exit_file)
         decide = VERDICTS.get(state.name, _failed)
         return decide(self, state)
 
@@ -78,10 +81,25 @@ class Submission:
             log.info("job %d waits: %s", self.number, state.reason)
 
 
+def _exit_code(path: Path) -> Verdict:
+    """What the job's script has written there."""
+    try:
+        return int(read_text(path, most=16)), ""
+    except (OSError, ValueError) as error:
+        return 1, f"{path} holds no exit code ({first_line(error)})"
+
+
+def _content(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError):
+        return ""
+
+
 def _lost(submission: Submission, state: State) -> Verdict | None:
     """Once more while it gets on: with a new checkpoint each time, or a few times without."""
     latest = submission.job.run_dir / "checkpoints" / "latest.json"
-    checkpoint = latest.read_text() if latest.exists() else ""
+    checkpoint = _content(latest)
     if checkpoint != submission.last_checkpoint:
         submission.last_checkpoint = checkpoint
         submission.losses = 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import first_line
 from src.files import write_json
+from src.foreign import checked, read_json, shown
 from src.logger.wandb_file import last_row
 from src.logger.wandb_import import import_wandb
 from src.rundir.history import History
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 15  # seconds that a server which does not answer costs, at the start and at the end
 ID_FILE = "wandb.json"
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # part of names of files
 X_AXIS = "trainer/global_step"
 
 
@@ -151,13 +153,24 @@ def _run_id(save_dir: Path, asked: str | None) -> str:
     It is kept for the parts that follow.
     """
     path = save_dir / ID_FILE
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        kept = os.environ.get("WANDB_RUN_ID")  # set by W&B's own sweeps
-    run_id = asked or kept or secrets.token_hex(4)
+    run_id = asked or _kept_id(path) or os.environ.get("WANDB_RUN_ID")  # set by W&B's own sweeps
+    run_id = run_id or secrets.token_hex(4)
     write_json(path, {"id": run_id})
     return run_id
+
+
+def _kept_id(path: Path) -> str | None:
+    """The id of the earlier parts; None, with a warning, where it is none that W&B gives."""
+    try:
+        kept = checked(read_json(path), {"id": (str,)})["id"]
+        if not RUN_ID.fullmatch(kept):
+            raise ValueError(f"id is {shown(kept)}, letters, digits, _ and - were expected")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: ignored (%s): this is a new run for W&B", path, first_line(error))
+        return None
+    return kept
 
 
 def _begin(settings: dict[str, Any]) -> Run:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from src.model.base import Scores
+from src.report import escape
 from src.report.figure import blank, picture_of
 
 BINS = 100  # over t
@@ -36,7 +37,8 @@ def bound_terms(scores: Scores, image_shape: Sequence[int]) -> np.ndarray:
         means = sums[seen] / counts[seen] / unit
         # the two mostly lie on each other
         line = "--" if axes.lines else "-"
-        axes.plot(centres[seen], means, line, label=f"variance {name.removeprefix('L_t_')}")
+        variance = escape.label(name.removeprefix("L_t_"))
+        axes.plot(centres[seen], means, line, label=f"variance {variance}")
     label = "$L_t$ (bits/dim per step)"
     axes.set(xlabel="t", ylabel=label, yscale="log", title="Terms of the variational bound")
     axes.grid(alpha=0.3)

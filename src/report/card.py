@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from src.config.words import brief
 from src.files import write_json, write_text
+from src.foreign import printable
 from src.metric.base import Measurement
+from src.report.escape import code, inline, line
 from src.report.pictures import save_png
 from src.report.readings import reading
 from src.report.table import markdown_table, terminal
@@ -91,19 +94,20 @@ class Card:
 
     def show(self) -> None:
         """Print the card as a table."""
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=_text(self.title), title_justify="left")
         table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right", no_wrap=True)
         table.add_column("reading")
         for heading, names in self._sections():
             table.add_section()
-            table.add_row(f"[bold]{heading}[/bold]")
+            table.add_row(Text(heading, style="bold"))
             for name in names:
-                table.add_row(f"  {name}", _with_error(self.numbers[name]), self._reading(name))
+                number = _with_error(self.numbers[name])
+                table.add_row(_text(f"  {name}"), number, _text(self._reading(name)))
         console = terminal(soft_wrap=True)
         console.print(table)
         for note in self.notes:
-            console.print(f"  {note}")
+            console.print(_text(f"  {note}"))
 
     def _sections(self) -> list[tuple[str, list[str]]]:
         """Headings with the names below them; without what can have no number here."""
@@ -118,15 +122,15 @@ class Card:
         return number.reason or reading(name, self.values, number.context)
 
     def _markdown(self) -> str:
-        lines = [f"# {self.title}", ""]
+        lines = [f"# {inline(self.title)}", ""]
         for heading, names in self._sections():
-            rows = [(f"`{n}`", _with_error(self.numbers[n]), self._reading(n)) for n in names]
+            rows = [(code(n), _with_error(self.numbers[n]), self._reading(n)) for n in names]
             lines += [f"## {heading}", ""]
             lines += markdown_table(("metric", "value", "reading"), rows, right={1})
             lines += ["", *self._facts(names), *self._kinds_of_error(names), ""]
         lines += ["## Context", ""]
-        lines += [f"- {name}: {brief(value)}" for name, value in self.context.items()]
-        lines += [f"- {text}" for text in self.notes]
+        facts = [f"{name}: {brief(value)}" for name, value in self.context.items()]
+        lines += [f"- {line(text)}" for text in (*facts, *self.notes)]
         return "\n".join(lines) + "\n"
 
     def _facts(self, names: Sequence[str]) -> Iterator[str]:
@@ -137,14 +141,14 @@ class Card:
         contexts = {name: _without(self.numbers[name].context, self.context) for name in names}
         shared = _shared(list(contexts.values()))
         if shared:
-            yield f"- all: {_listed(shared)}"
+            yield f"- all: {inline(_listed(shared))}"
         own: dict[str, list[str]] = defaultdict(list)
         for name, context in contexts.items():
             rest = {key: value for key, value in context.items() if key not in shared}
             own[_listed(rest)].append(name)
         for facts, owners in own.items():
             if facts:
-                yield f"- {_quoted(owners)}: {facts}"
+                yield f"- {_quoted(owners)}: {inline(facts)}"
 
     def _kinds_of_error(self, names: Sequence[str]) -> Iterator[str]:
         kinds: dict[str, list[str]] = defaultdict(list)
@@ -152,7 +156,7 @@ class Card:
             if self.numbers[name].error is not None:
                 kinds[self.numbers[name].error_kind].append(name)
         for kind, owners in kinds.items():
-            yield f"- ± is {kind}: {_quoted(owners)}"
+            yield f"- ± is {inline(kind)}: {_quoted(owners)}"
 
 
 def _heading(name: str) -> str:
@@ -204,4 +208,9 @@ def _listed(facts: Mapping[str, Any]) -> str:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return ", ".join(map(code, names))
+
+
+def _text(text: str) -> Text:
+    """For the terminal: no markup, and nothing that acts."""
+    return Text(printable(text))

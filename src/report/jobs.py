@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from src.files import write_text
+from src.foreign import printable
+from src.report.escape import comma_separated
 
 COLUMNS = ("job", "overrides", "status", "metric", "run_dir", "detail")
 LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]?\d+)?")
@@ -17,13 +17,11 @@ LONG_NUMBER = re.compile(r"\d+\.\d{5,}(e[-+]?\d+)?")
 
 def write_jobs(jobs: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Write ``jobs.csv``: all jobs of a sweep directory as recorded, with all their overrides."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    rows: list[Sequence[object]] = [COLUMNS]
     for job in jobs:
         cells = [job[name] for name in ("status", "metric", "run_dir", "detail")]
-        table.writerow([job["number"], " ".join(job["overrides"]), *cells])
-    write_text(target, text.getvalue())
+        rows.append([job["number"], " ".join(job["overrides"]), *cells])
+    write_text(target, comma_separated(rows))
 
 
 def print_jobs(jobs: Sequence[Mapping[str, Any]], table: Path) -> None:
@@ -33,13 +31,15 @@ def print_jobs(jobs: Sequence[Mapping[str, Any]], table: Path) -> None:
     """
     measured = {job.get("metric_name") for job in jobs} - {None}
     metric = measured.pop() if len(measured) == 1 else "metric"
-    rows = [tuple(metric if name == "metric" else name for name in COLUMNS)]
-    rows += [_row(job) for job in jobs]
+    header = tuple(metric if name == "metric" else name for name in COLUMNS)
+    rows = []
+    for row in (header, *map(_row, jobs)):
+        rows.append([printable(cell) for cell in row])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
-    print(f"{table} has all overrides", flush=True)
+    print(printable(f"{table} has all overrides"), flush=True)
 
 
 def _row(job: Mapping[str, Any]) -> tuple[str, ...]:

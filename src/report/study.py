@@ -11,6 +11,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from src.report.escape import label
 from src.report.figure import blank, log_scale_helps, save_figure
 
 ENOUGH = 4  # complete trials; importances of fewer are noise
@@ -24,6 +25,7 @@ def draw_study(study: Study, names: list[str], target: Path) -> None:
         rows.append([f"{kind} {index}" for kind in kinds])
         if len(names) > 1:
             rows[-1].append("front 0")  # one panel as high as all
+    names = [label(name) for name in names]
     figure = blank(5.2 * len(rows[0]), 3.8 * len(rows))
     for panel, axes in figure.subplot_mosaic(rows).items():
         kind, index = panel.split()
@@ -74,7 +76,7 @@ def _importance(axes: Axes, study: Study, names: list[str], index: int) -> None:
         study, evaluator=evaluator, target=lambda trial: trial.values[index]
     )
     shares = dict(sorted(shares.items(), key=lambda item: item[1]))
-    axes.barh(list(shares), list(shares.values()))
+    axes.barh([label(name) for name in shares], list(shares.values()))
     axes.set(xlabel=f"share of the variance of {names[index]}", title="importance", xlim=(0, 1))
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from src.config.command import resume_command, short
+from src.foreign import printable
 from src.report.readings import reading
 from src.report.table import terminal
 
@@ -28,14 +30,14 @@ FILES = {
 
 def show_metrics(metrics: Mapping[str, float], title: str) -> Console:
     """Print the test and validation metrics with their readings; returns the console used."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("reading")
     shown = [name for name in metrics if name.startswith(("test/", "val/"))]
     for name in sorted(shown, key=lambda name: (not name.startswith("test/"), name)):
         value = "–" if math.isnan(metrics[name]) else f"{metrics[name]:.4g}"
-        table.add_row(name, value, reading(name, metrics))
+        table.add_row(Text(printable(name)), value, Text(reading(name, metrics)))
     console = terminal(soft_wrap=True)
     console.print(table)
     return console
@@ -45,7 +47,7 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     """Print metrics, speed, places of the files, and commands that sample, evaluate and resume."""
     console = show_metrics(metrics, f"Results after {metrics['seconds'] / 60:.1f} min")
     for label, text in [*_speed(metrics), *_places(run_dir)]:
-        console.print(f"  {label:<15} {text}")
+        console.print(f"  {label:<15} {printable(text)}", markup=False)
     place = shlex.quote(short(run_dir))
     longer = f"trainer.max_steps={2 * int(metrics['step'])}"
     commands = {
@@ -55,7 +57,7 @@ def show_summary(run_dir: Path, metrics: Mapping[str, float]) -> None:
     }
     console.print()
     for label, command in commands.items():
-        console.print(f"  {label:<9} {command}", markup=False)
+        console.print(f"  {label:<9} {printable(command)}", markup=False)
 
 
 def _speed(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from src.foreign import printable
+from src.report import escape
+from src.report.escape import Markdown, bold, inline
+
 WIDTH = 160  # characters, where the output is no terminal
 NARROW = 20  # characters of a line in a header
 BEST = "bold green"
@@ -20,7 +24,7 @@ BEST = "bold green"
 def terminal(*, soft_wrap: bool = False) -> Console:
     """Standard output, as wide as the terminal. soft_wrap: leave the breaking of lines to it."""
     width = None if sys.stdout.isatty() else WIDTH
-    return Console(width=width, highlight=False, soft_wrap=soft_wrap)
+    return Console(width=width, highlight=False, emoji=False, soft_wrap=soft_wrap)
 
 
 class Cell(NamedTuple):
@@ -35,9 +39,9 @@ class Cell(NamedTuple):
         return f"* {self.text}" if self.best else self.text
 
     @property
-    def markdown(self) -> str:
+    def markdown(self) -> Markdown:
         """The text with the best in bold."""
-        return f"**{self.text}**" if self.best else self.text
+        return bold(self.text) if self.best else inline(self.text)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Grid:
 
     def show(self, console: Console) -> None:
         """Print in as many tables as the width of the console asks for."""
-        grid = self.fitted(console.width)
+        grid = self._printable().fitted(console.width)
         for columns in grid.blocks(console.width):
             console.print(grid._table(columns))
 
@@ -92,6 +96,12 @@ class Grid:
         rows = [[Cell(wrapped(name.text, longest)), *cells] for name, *cells in self.rows]
         return replace(grid, rows=rows)
 
+    def _printable(self) -> Grid:
+        rows = []
+        for row in self.rows:
+            rows.append([Cell(printable(cell.text), cell.best) for cell in row])
+        return replace(self, header=[printable(name) for name in self.header], rows=rows)
+
     def _width(self, column: int) -> int:
         texts = [self.header[column], *(row[column].plain for row in self.rows)]
         lines = "\n".join(texts).split("\n")
@@ -122,11 +132,13 @@ def wrapped(text: str, width: int) -> str:
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[object]], right: Collection[int] = ()
 ) -> list[str]:
-    """Lines of a GitHub table. right: indices of the columns that are aligned to the right."""
+    """Lines of a GitHub table, its cells as text or Markdown.
+
+    right: indices of the columns that are aligned to the right.
+    """
     alignments = ["---:" if column in right else "---" for column in range(len(header))]
     return [_row(header), f"|{'|'.join(alignments)}|", *map(_row, rows)]
 
 
 def _row(cells: Sequence[object]) -> str:
-    texts = [str(cell).replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(texts)} |"
+    return f"| {' | '.join(map(escape.cell, cells))} |"

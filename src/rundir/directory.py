@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.output import Plain
 from src.config.rank import is_first
 from src.errors import ConfigError, StorageError
 from src.files import write_text
@@ -93,9 +94,7 @@ def _content(directory: Path) -> list[Path]:
 def _logged_to(path: Path) -> Iterator[None]:
     """Write what is logged to a file as well, with times in UTC."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    )
+    handler.setFormatter(Plain("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     handler.formatter.converter = time.gmtime
     logging.getLogger().addHandler(handler)
     try:

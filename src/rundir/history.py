@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.files import read_regular
+from src.foreign import naming
+
 # of metrics.json, beside those that begin with "time/"
 TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
+EARLIER = re.compile(r"metrics-([0-9]{1,9})\.csv")  # of an earlier part of the run
+STEP = re.compile(r"[0-9]{1,18}")
+MAX_BYTES = 2**28
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
 
@@ -19,22 +26,37 @@ def is_time(name: str) -> bool:
 
 
 def read_history(run_dir: Path) -> History:
-    """All metrics of a run; where a resumed part repeats steps, the later part counts."""
+    """All metrics of a run; where a resumed part repeats steps, the later part counts.
+
+    Raises DataError where a file is damaged, StorageError where it cannot be read.
+    """
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    older = sorted(run_dir.glob("metrics-*.csv"), key=lambda path: int(path.stem.split("-")[1]))
-    for path in [*older, *run_dir.glob("metrics.csv")]:
-        for row in _rows(path):
-            step = int(row["step"])
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    found[name][step] = float(value)
+    named = ((EARLIER.fullmatch(path.name), path) for path in run_dir.glob("metrics-*.csv"))
+    older = sorted((int(match[1]), path) for match, path in named if match)
+    for path in [*(path for _, path in older), *run_dir.glob("metrics.csv")]:
+        with naming(path):
+            for step, numbers in _rows(path):
+                for name, value in numbers.items():
+                    found[name][step] = value
     return {name: _in_order(values) for name, values in found.items()}
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # a killed process may have left half a line
-    return csv.DictReader(io.StringIO(whole))
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and numbers of each whole line; raises ValueError for any other."""
+    content = read_regular(path, MAX_BYTES)
+    whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
+    rows = csv.DictReader(io.StringIO(whole.decode()))
+    try:
+        for row in rows:
+            if None in row or not STEP.fullmatch(row.get("step") or ""):
+                raise ValueError("no step, or more values than names")
+            numbers = {}
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    numbers[name] = float(value)
+            yield int(row["step"]), numbers
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
 
 
 def _in_order(values: dict[int, float]) -> tuple[list[int], list[float]]:

@@ -17,11 +17,21 @@ from typing import Any
 from filelock import FileLock
 
 from src.errors import StorageError
+from src.foreign import TEXT, checked, json_object
 
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
 ATTEMPT = "GENBENCH_ATTEMPT"  # "<job> <number>", set by launchers: a cluster restarts lost jobs
+OWNER = {  # what a lock holds
+    "host": (str,),
+    "pid": (int,),
+    "start": (str,),
+    "time": (str,),
+    "job": TEXT,
+    "attempt": (int,),
+}
+MAX_PID = 2**31 - 1
 UNFINISHED = 60  # seconds: an older empty lock was left by a process killed while writing it
 
 
@@ -46,7 +56,7 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if path.read_text(encoding="utf-8") == mine:
+            if path.read_text(encoding="utf-8", errors="replace") == mine:
                 path.unlink()
 
 
@@ -61,7 +71,7 @@ def held(directory: Path) -> str:
     """Why ``directory`` cannot be locked, or "": its process lives, or may on another host."""
     path = directory / NAME
     try:
-        return _why_not(_owner(path.read_text(encoding="utf-8")), path)
+        return _why_not(_owner(path.read_text(encoding="utf-8", errors="replace")), path)
     except FileNotFoundError:
         return ""
 
@@ -85,7 +95,7 @@ def _take(path: Path, mine: str) -> None:
 def _remove_if_dead(path: Path) -> None:
     """Remove the lock of a dead process; raise StorageError for any other."""
     try:
-        file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below)
+        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 (closed below)
     except FileNotFoundError:  # released a moment ago
         return
     with file:
@@ -120,16 +130,12 @@ def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
 
 
 def _owner(text: str) -> dict[str, Any] | None:
+    """What the lock says of its owner; None where that cannot be."""
     try:
-        owner = json.loads(text)
-        known = {name: owner[name] for name in ("host", "start", "time")}
-        return known | {
-            "pid": int(owner["pid"]),
-            "job": owner.get("job"),
-            "attempt": int(owner.get("attempt", 0)),
-        }
-    except (ValueError, TypeError, KeyError):
+        owner = checked(json_object(text), OWNER, {"attempt": 0})
+    except ValueError:
         return None
+    return owner if 0 < owner["pid"] <= MAX_PID else None
 
 
 def _myself() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,10 +10,11 @@ from pathlib import Path
 
 from src.errors import StorageError
 from src.files import atomic_path, write_json
+from src.foreign import checked, read_json
 
 POINTER = "latest.json"
 LAST = "last.ckpt"  # another name of the file that the pointer names
-STEP = re.compile(r"step-(\d+)\.ckpt")
+STEP = re.compile(r"step-([0-9]{1,18})\.ckpt")
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -97,10 +97,9 @@ class CheckpointStore:
 
     def _latest(self) -> int | None:
         try:
-            step = json.loads((self.directory / POINTER).read_text(encoding="utf-8"))["step"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return checked(read_json(self.directory / POINTER), {"step": (int,)})["step"]
+        except (OSError, ValueError):
             return None
-        return step if isinstance(step, int) else None
 
 
 def alias(path: Path, target: Path) -> None:

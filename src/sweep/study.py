@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
 from src.files import write_text
+from src.foreign import read_text
 from src.report.study import complete
 from src.rundir import lock
 from src.sweep.space import Space
@@ -134,7 +135,7 @@ class Trials:
             there = secrets.token_hex(8)
             write_text(mark, there)
             self.study.set_user_attr("place", there)
-        elif not mark.exists() or mark.read_text() != there:
+        elif _content(mark) != there:
             why = f"is kept with another sweep directory than hydra.sweep.dir={self.folder}"
             name = self.study.study_name
             raise ConfigError(f"sweep.study={name}: {why}; all drivers must share one")
@@ -162,6 +163,14 @@ class Trials:
     def best(self) -> list[FrozenTrial]:
         """The best trial, or the Pareto front; [] where none is complete."""
         return self.study.best_trials if complete(self.study) else []
+
+
+def _content(mark: Path) -> str | None:
+    """What the sweep directory says which study it belongs to; None where it says nothing."""
+    try:
+        return read_text(mark, most=64)
+    except (OSError, ValueError):
+        return None
 
 
 def _changes(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:

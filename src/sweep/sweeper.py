@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -19,9 +18,11 @@ from optuna.trial import Trial, TrialState
 from src.config.build import build, naming
 from src.config.words import nearest
 from src.errors import ConfigError, first_line, require
+from src.foreign import printable
 from src.launch.job import FINISHED, Job, JobFailed
 from src.launch.launcher import JobLauncher
 from src.report.study import complete, draw_study
+from src.rundir.numbers import read_numbers
 from src.sweep.space import Grid, Space, grid, parse, size
 from src.sweep.study import OWNER, Trials
 
@@ -148,7 +149,7 @@ def _finish(trials: Trials, trial: Trial, job: Job, names: list[str]) -> None:
         trials.finish(trial, TrialState.PRUNED)
     if job.status != "done":
         return
-    metrics = json.loads((job.run_dir / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_numbers(job.run_dir / "metrics.json")
     for name in names:
         if name not in metrics:
             there = f"{nearest(name, list(metrics))}; there are {', '.join(metrics)}"
@@ -210,7 +211,7 @@ def _show(trials: Trials, names: list[str]) -> None:
     picture = trials.folder / "study.png" if complete(trials.study) else ""
     states = [trial.state.name.lower() for trial in trials.study.get_trials(deepcopy=False)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    print(f"\nStudy {trials.study.study_name}: {counts}   {picture}")
+    print(f"\n{printable(f'Study {trials.study.study_name}: {counts}   {picture}')}")
     for trial in trials.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         if trials.has_driver(trial):
             owner = trial.user_attrs[OWNER]
@@ -220,6 +221,7 @@ def _show(trials: Trials, names: list[str]) -> None:
         named = zip(names, trial.values, strict=True)
         values = "  ".join(f"{name}={value:.5g}" for name, value in named)
         settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
-        print(f"  best  {trial.number}  {values}  {settings}  {trials.directory(trial.number)}")
+        place = trials.directory(trial.number)
+        print(printable(f"  best  {trial.number}  {values}  {settings}  {place}"))
     if picture:
         draw_study(trials.study, names, picture)

@@ -16,6 +16,7 @@ from src.dataset.base import Batch
 from src.model.base import GenerativeModel
 from src.noise import mix
 from src.training.gradients import Gradients
+from src.training.restored import check_state
 
 
 class GenerativeModule(pl.LightningModule):
@@ -39,6 +40,10 @@ class GenerativeModule(pl.LightningModule):
         self.gradients = None if optimizer is None else Gradients(optimizer)
         self._means: dict[str, MeanMetric] = {}  # of an evaluation; no part of a checkpoint
         self._micro_batches: list[dict[str, Tensor]] = []  # losses of the optimiser step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError where the state of the training does not fit (see ``restoring``)."""
+        check_state(checkpoint, self._optimizer, self._scheduler)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; dropout is keyed like all other noise."""

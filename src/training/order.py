@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.dataset.base import Batch, ImageData, to_float
+from src.foreign import checked
 from src.noise import Rows, Seeds, generator, rand
 from src.training.interruption import INTERRUPTION
 
@@ -148,6 +149,7 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken; at the end of an epoch, with the next one."""
-        self.sampler.epoch = state["epoch"]
-        self.sampler.done = state["done"]
-        self._continues = 0 < state["done"] < self._end
+        known = checked(state, {"epoch": (int,), "done": (int,)})
+        self.sampler.epoch = known["epoch"]
+        self.sampler.done = known["done"]
+        self._continues = 0 < known["done"] < self._end
