@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from src.config.quick import quick_start
+from src.rundir.recorded import config_inside
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main() -> None:
     with quick_start():
         from src.config.cli import run
 
-        run(evaluate, "evaluate", INTERRUPTION.listening)
+        run(evaluate, "evaluate", INTERRUPTION.listening, config_inside)
 
 
 if __name__ == "__main__":

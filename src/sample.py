@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from src.config.quick import quick_start
+from src.rundir.recorded import config_inside
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ def sample(cfg: DictConfig) -> Path:
     """
     from pathlib import Path
 
-    from omegaconf import OmegaConf
-
     from src.config.rank import is_first
     from src.errors import ConfigError
     from src.model.base import CanSample
@@ -33,14 +32,13 @@ def sample(cfg: DictConfig) -> Path:
     from src.report.progress import shown
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.rundir.directory import output_directory
-    from src.rundir.resume import refuse_changes
+    from src.rundir.resume import model_of
 
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_sampling(cfg)
     path, output = find_checkpoint(cfg.ckpt_path), Path(cfg.output).expanduser()
     checkpoint = read_checkpoint(path, trusted=cfg.trusted_packages)
-    refuse_changes(cfg, checkpoint)
-    node = OmegaConf.to_container(cfg.model, resolve=True)
+    node = model_of(cfg, checkpoint)
     model = restore(node, checkpoint)
     if not isinstance(model, CanSample):
         why = f"{type(model).__name__} has no prior, it cannot sample"
@@ -80,7 +78,7 @@ def main() -> None:
     with quick_start():
         from src.config.cli import run
 
-        run(sample, "sample", INTERRUPTION.listening)
+        run(sample, "sample", INTERRUPTION.listening, config_inside)
 
 
 if __name__ == "__main__":

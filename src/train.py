@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from src.config.quick import quick_start, split_torchmetrics, uncollected
 from src.config.rank import is_first
 from src.logger.wandb_import import import_wandb
+from src.rundir.recorded import config_inside
 from src.training.interruption import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def main() -> None:
     with quick_start():
         from src.config.cli import run
 
-        run(train, "train", INTERRUPTION.listening)
+        run(train, "train", INTERRUPTION.listening, config_inside)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def test_whoever_names_a_model_describes_the_run(runs):
     assert named_run([f"init_from={runs['vae']}"]).path == runs["vae"]
     for word in ("model=vae", "experiment=digits_vae", "sweep=study"):
         assert named_run([f"init_from={runs['vae']}", word]) is None
-    assert on_run("train", ["init_from=/nowhere"]) == ("train", ["init_from=/nowhere"])
+    assert on_run("train", ["init_from=/nowhere"], dict) == ("train", ["init_from=/nowhere"])
 
 
 def test_sampling_and_evaluation_work_on_the_run(cli, runs, tmp_path):

@@ -25,7 +25,7 @@ from src.config.output import Patient, quiet_logging
 from src.config.quick import collect_garbage
 from src.config.rank import is_first
 from src.config.references import CONF, as_referred
-from src.config.run_config import on_run
+from src.config.run_config import Inside, on_run
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
 from src.errors import (
@@ -52,6 +52,7 @@ def run(
     task: Callable[[DictConfig], Any],
     config_name: str,
     listening: Callable[[], AbstractContextManager[None]],
+    inside: Inside,
 ) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line, call ``task(cfg)``, and exit.
 
@@ -64,6 +65,7 @@ def run(
         task: what is done with the configuration.
         config_name: of the primary configuration.
         listening: context in which signals are handled.
+        inside: reads the configuration inside a checkpoint.
     """
     is_training = config_name == "train"
     words = sys.argv[1:] if is_training else _without_run_dir(sys.argv[1:])
@@ -74,7 +76,7 @@ def run(
             if not is_training and {"-m", "--multirun"} & {*words}:
                 why = "only src.train takes it; give one run after the other"
                 raise ConfigError(f"--multirun: {why}")
-            config_name, words = on_run(config_name, [as_referred(word) for word in words])
+            config_name, words = on_run(config_name, [*map(as_referred, words)], inside)
             sys.argv[1:] = [literal(word) for word in words]
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             with listening(), redirect_stdout(Patient(sys.stdout)):

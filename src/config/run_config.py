@@ -8,7 +8,7 @@ configuration as the primary one, each of its groups as an option that another o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,10 @@ OF_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "d
 OF_TRAINING = {"trainer", "callback", "optimizer", "lr_schedule", "metric"}  # not of its outcome
 LEFT_OUT = {"evaluate": OF_TRAINING, "sample": {*OF_TRAINING, "features"}}
 MAX_CONFIG = 2**20  # bytes of a config.yaml
+
+
+# path, setting, trusted packages -> configuration
+Inside = Callable[[Path, str, Collection[str]], dict[str, Any]]
 
 
 class Named(NamedTuple):
@@ -85,19 +89,17 @@ def _recorded(path: Path) -> Path:
     return path.resolve().parent.parent / "config.yaml"
 
 
-def config_of(run: Named, trusted: list[str]) -> dict[str, Any]:
+def config_of(run: Named, trusted: list[str], inside: Inside) -> dict[str, Any]:
     """The checked configuration of a named run, with references.
 
-    That of a checkpoint beside which none lies is inside it. Raises CheckpointError where it is
-    damaged or refused.
+    That of a checkpoint beside which none lies is inside it, and read by ``inside``. Raises
+    CheckpointError where it is damaged or refused.
     """
     file = _recorded(run.path)
     in_run = run.path.is_dir() or run.path.resolve().parent.name == "checkpoints"
     if not (in_run and file.exists()):
         choose_threads(run.devices)
-        from src.rundir.checkpoint import read_checkpoint
-
-        return with_references(read_checkpoint(run.path, run.setting, trusted)["config"])
+        return with_references(inside(run.path, run.setting, trusted))
     setting = f"{run.setting}={run.path}"
     try:
         config = plain_yaml(read_regular(file, MAX_CONFIG).decode())
@@ -123,17 +125,22 @@ def _devices_of(config: object) -> int:
     return number if isinstance(number, int) else 1
 
 
-def on_run(config_name: str, words: list[str]) -> tuple[str, list[str]]:
+def on_run(config_name: str, words: list[str], inside: Inside) -> tuple[str, list[str]]:
     """Name of the primary configuration, and the words that are typed on it.
 
     Where a run is named it lies in Hydra's store: ``config_name`` with the run's groups in it.
     Raises CheckpointError where the run's configuration is damaged or refused.
+
+    Arguments:
+        config_name: of the entry point.
+        words: of the command line.
+        inside: reads the configuration inside a checkpoint.
     """
     run = named_run(words)
     if run is None:
         return config_name, words
     trusted = _trusted(words)
-    config = config_of(run, trusted)
+    config = config_of(run, trusted, inside)
     own = run.own or is_own(config)
     config = _of_base(config, config_name, run)
     _check_built(config, run, trusted)

@@ -34,7 +34,7 @@ from src.report.card import Card
 from src.report.progress import shown
 from src.rundir.checkpoint import restore
 from src.rundir.directory import check_writable
-from src.rundir.resume import refuse_changes
+from src.rundir.resume import model_of
 from src.training.data import ImageDataModule, data_of
 from src.training.module import GenerativeModule
 from src.training.trainer import build_trainer
@@ -65,8 +65,7 @@ class Evaluation:
         self.cfg = cfg
         self.checkpoint = checkpoint
         self.path = path
-        refuse_changes(cfg, checkpoint)
-        node = OmegaConf.to_container(cfg.model, resolve=True)
+        node = model_of(cfg, checkpoint)
         self.model: GenerativeModel = restore(node, checkpoint)
         self.generation = self._generation_evaluator()
         self.scoring = build(cfg, "score")

@@ -153,8 +153,10 @@ def _full_state(path: Path, resumes: bool, trusted: Collection[str]) -> Start:
     return Start(path, content, resumes)
 
 
-def refuse_changes(cfg: DictConfig, content: Mapping[str, Any]) -> None:
-    """Raise ConfigError where what is evaluated or sampled is not the run's own model or data.
+def model_of(cfg: DictConfig, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved node of the model that is evaluated or sampled.
+
+    Raises ConfigError where it is not the run's own, or its data are not.
 
     Arguments:
         cfg: composed on the run.
@@ -166,6 +168,7 @@ def refuse_changes(cfg: DictConfig, content: Mapping[str, Any]) -> None:
     if found:
         why = "of the run itself sampler, features, metric and dataset.root can be changed"
         raise ConfigError(f"{_listed(found)}: {why}")
+    return now["model"]
 
 
 def _check_same_run(cfg: DictConfig, start: Start) -> None:
