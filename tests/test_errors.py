@@ -228,7 +228,7 @@ def test_checkpoints_that_do_not_fit(cli, small, tmp_path):
     half = (tmp_path / "vae/checkpoints/last.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(half[: len(half) // 2])
     for entry, words, message in (
-        ("train", ["init_from=vae"], "the checkpoint holds another model"),
+        ("train", ["init_from=vae", "model=ddpm"], "do not fit a model with model vae -> diffusion"),
         ("train", ["init_from=nowhere"], "init_from=nowhere: no such file or run directory"),
         ("sample", ["ckpt_path=nowhere"], "ckpt_path=nowhere: no such file or run directory"),
         ("sample", ["ckpt_path=empty"], "the directory has no checkpoints/"),
@@ -243,15 +243,15 @@ def test_checkpoints_that_do_not_fit(cli, small, tmp_path):
     (tmp_path / "taken" / "file").touch()
     for entry, words, message in (
         ("sample", ["ckpt_path=vae", "num_samples=0"], "num_samples=0"),
-        ("sample", ["ckpt_path=vae", "sampler=heun"], "has no sampler"),
+        ("sample", ["ckpt_path=vae", "sampler=heun"], "uses the group 'sampler'"),
         (
             "sample",
             ["ckpt_path=vae", "model.latent_dim=3"],
-            "of the run itself sampler, features, metric, dataset",
+            "of the run itself sampler, features, metric and dataset.root",
         ),
         ("sample", ["ckpt_path=vae", "output=taken"], "output=taken: already holds files"),
         ("sample", [], "ckpt_path: must be given"),
-        ("evaluate", ["ckpt_path=vae", "dataset.flip=true"], "only dataset.root can be changed"),
+        ("evaluate", ["ckpt_path=vae", "dataset.flip=true"], "and dataset.root can be changed"),
         ("train", [*small, "hydra.run.dir=vae"], "already in use"),
         ("train", [*small, "ckpt_path=vae"], "made with other settings: model vae -> diffusion"),
     ):
@@ -268,7 +268,7 @@ def test_a_sampler_of_the_run_is_checked_like_any_other(cli, small, tmp_path):
             ["sampler.num_steps=2000"],
             "sampler.num_steps=2000: must be between 1 and num_timesteps=1000",
         ),
-        (["sampler.steps=20"], "there is no setting 'sampler.steps'; there are num_steps, eta"),
+        (["sampler.steps=20"], "no setting 'sampler.steps'; did you mean sampler.num_steps?"),
     ):
         done = cli("sample", "ckpt_path=run", *words)
         assert done.code == 2, done

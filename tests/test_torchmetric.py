@@ -150,7 +150,7 @@ def test_a_line_adds_a_measure_and_its_run_can_be_evaluated(cli, small, trained)
     )
     run = trained(cli, small, "other", "model=vae", f"+{node}", f"+{variation}")
     words = ["score=null", "reconstruction=null", "latents=false", "metric=fast", "num_samples=40"]
-    _, card = evaluated(cli, run, "features=pixels", *words, node, variation)
+    _, card = evaluated(cli, run, "features=pixels", *words, f"+{node}", f"+{variation}")
     assert card["test/fid_other_pixels_40"] == pytest.approx(card["test/fid_pixels_40"], rel=1e-6)
     assert card["test/variation_pixels_40"] > 0
     details = card["details"]["test/fid_other_pixels_40"]["context"]

@@ -114,7 +114,7 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
         return text
     known = _known(conf, config_name, [word for word in overrides if word not in guilty])
     group = key.partition(".")[0]
-    is_used = any(name.startswith(f"{group}.") for name in known)
+    is_used = not known or any(name.startswith(f"{group}.") for name in known)
     if (conf / group).is_dir() and not is_used:
         why = f"nothing in this configuration uses the group {group!r} (another model may)"
         return f"{guilty[0]}: {why}"
