@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from omegaconf import OmegaConf
@@ -20,7 +20,10 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from src.config.build import construct
 from src.config.untrusted import check_config, shown, values
 from src.errors import CheckpointError, ProjectError, first_line
+from src.files import open_regular
 from src.model.base import GenerativeModel
+from src.rundir.archive import damage_within, pickled
+from src.rundir.pickled import ExcessError, check_pickle
 from src.rundir.store import CheckpointStore, damage
 
 log = logging.getLogger(__name__)
@@ -99,17 +102,19 @@ def read_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
 def _loaded(path: Path, setting: str) -> dict[str, Any]:
     """What torch reads without running anything; raises CheckpointError ``<setting>: ...``."""
     try:
-        wrong = damage(path)
-        if wrong:
-            raise ValueError(wrong)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused in the next line
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            wrong = damage_within(file)
+            if wrong:
+                raise ValueError(wrong)
+            check_pickle(pickled(file))
+            checkpoint = _load(file)
     except (OSError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         why = "refused, it holds more than tensors and plain values"
         raise CheckpointError(f"{setting}: {why}") from error
+    except ExcessError as error:
+        raise CheckpointError(f"{setting}: refused, it {error}") from error
     except Exception as error:  # foreign files fail in pickle, zip or torch
         why = f"not a checkpoint, or a damaged one ({first_line(error)})"
         raise CheckpointError(f"{setting}: {why}") from error
@@ -117,6 +122,14 @@ def _loaded(path: Path, setting: str) -> dict[str, Any]:
         why = "not written by this project (no config or no weights in it)"
         raise CheckpointError(f"{setting}: {why}")
     return checkpoint
+
+
+def _load(file: BinaryIO) -> Any:  # noqa: ANN401 (whatever a file can hold)
+    """What torch makes of a file that was looked at."""
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is refused in the next line
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_content(checkpoint: dict[str, Any], size: int) -> None:

@@ -17,11 +17,13 @@ from typing import Any
 from filelock import FileLock
 
 from src.errors import StorageError
+from src.files import open_regular, read_regular
 
 log = logging.getLogger(__name__)
 
 NAME = ".lock"
 ATTEMPT = "GENBENCH_ATTEMPT"  # "<job> <number>", set by launchers: a cluster restarts lost jobs
+MAX_LOCK = 4096  # bytes
 UNFINISHED = 60  # seconds: an older empty lock was left by a process killed while writing it
 
 
@@ -45,8 +47,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            if path.read_text(encoding="utf-8") == mine:
+        with suppress(OSError, ValueError):
+            if read_regular(path, MAX_LOCK).decode() == mine:
                 path.unlink()
 
 
@@ -61,9 +63,15 @@ def held(directory: Path) -> str:
     """Why ``directory`` cannot be locked, or "": its process lives, or may on another host."""
     path = directory / NAME
     try:
-        return _why_not(_owner(path.read_text(encoding="utf-8")), path)
+        return _why_not(_owner(read_regular(path, MAX_LOCK)), path)
     except FileNotFoundError:
         return ""
+    except ValueError as error:
+        return _no_lock(path, error)
+
+
+def _no_lock(path: Path, error: ValueError) -> str:
+    return f"{NAME} {error}; if no run is alive in it, delete {path}"
 
 
 def _take(path: Path, mine: str) -> None:
@@ -85,15 +93,17 @@ def _take(path: Path, mine: str) -> None:
 def _remove_if_dead(path: Path) -> None:
     """Remove the lock of a dead process; raise StorageError for any other."""
     try:
-        file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below)
+        file = open_regular(path)
     except FileNotFoundError:  # released a moment ago
         return
+    except ValueError as error:
+        raise StorageError(f"hydra.run.dir={path.parent}: {_no_lock(path, error)}") from error
     with file:
         # one process at a time looks at this file, and removes no other than this one
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return
-        owner = _owner(file.read())
+        owner = _owner(file.read(MAX_LOCK))
         problem = _why_not(owner, path)
         if problem:
             raise StorageError(f"hydra.run.dir={path.parent}: {problem}")
@@ -119,7 +129,7 @@ def _why_not(owner: dict[str, Any] | None, path: Path) -> str:
     return f"{used}; wait until it has ended, or choose another directory" if alive else ""
 
 
-def _owner(text: str) -> dict[str, Any] | None:
+def _owner(text: bytes) -> dict[str, Any] | None:
     try:
         owner = json.loads(text)
         known = {name: owner[name] for name in ("host", "start", "time")}
@@ -128,7 +138,7 @@ def _owner(text: str) -> dict[str, Any] | None:
             "job": owner.get("job"),
             "attempt": int(owner.get("attempt", 0)),
         }
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

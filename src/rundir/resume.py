@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.config.settings import setting_of
 from src.config.words import flat, option_of, typed
-from src.errors import ConfigError, require
-from src.files import atomic_path
+from src.errors import CheckpointError, ConfigError, require
+from src.files import atomic_path, open_regular
 from src.model.base import GenerativeModel
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.rundir.directory import check_free, check_writable
+from src.rundir.history import histories
 from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -67,13 +68,12 @@ class Start(NamedTuple):
         if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
-        for part in source.glob("metrics*.csv"):
-            shutil.copyfile(part, run_dir / part.name)
+        for part in histories(source):
+            _copy(part, run_dir / part.name)
         for best in (source / "checkpoints").glob("best-*.ckpt"):
-            if int(best.stem.partition("-")[2]) <= self.step:
-                (run_dir / "checkpoints").mkdir(exist_ok=True)
-                with atomic_path(run_dir / "checkpoints" / best.name) as temporary:
-                    shutil.copyfile(best, temporary)
+            step = best.stem.partition("-")[2]
+            if step.isdecimal() and int(step[:18]) <= self.step:
+                _copy(best, run_dir / "checkpoints" / best.name)
 
     def give_weights(self, model: GenerativeModel) -> None:
         """Load the weights; where the whole state is restored later, check that they fit."""
@@ -85,6 +85,22 @@ class Start(NamedTuple):
         if self.path is not None and 0 < max_steps <= self.content["global_step"]:
             why = "the checkpoint is at trainer.max_steps=%d or beyond"
             log.warning(f"nothing left to train: {why}", max_steps)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of a run that may be somebody else's; links, pipes and devices stay there.
+
+    Raises CheckpointError naming the file.
+    """
+    try:
+        with (
+            open_regular(source) as read,
+            atomic_path(target) as temporary,
+            open(temporary, "wb") as written,
+        ):
+            shutil.copyfileobj(read, written)
+    except ValueError as error:
+        raise CheckpointError(f"ckpt_path={source}: {error}; remove it there") from error
 
 
 def begin(cfg: DictConfig) -> Start:
