@@ -164,9 +164,8 @@ def _walk(folder: Path) -> Iterator[str]:
         here = Path(current)
         for name in folders:
             _check_no_loop(folder, here / name)
-        place = os.stat(current)
-        again += (place.st_dev, place.st_ino) in met
-        met.add((place.st_dev, place.st_ino))
+        again += _identity(current) in met
+        met.add(_identity(current))
         if again > MAX_AGAIN:
             problem = f"links lead to its folders over {MAX_AGAIN} times again: remove some"
             raise DataError(f"dataset.root={folder}: {problem}")
@@ -176,12 +175,18 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield (here / name).relative_to(folder).as_posix()
 
 
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What a folder is, by whatever path: its disk and number there."""
+    state = os.stat(folder)
+    return state.st_dev, state.st_ino
+
+
 def _check_no_loop(root: Path, folder: Path) -> None:
     """Raise DataError for a link to a folder above it, which would be walked for ever."""
     if not folder.is_symlink():
         return
-    above = folder.parent
-    if any(folder.samefile(place) for place in (above, *above.parents)):
+    leads_to = _identity(folder)
+    if any(leads_to == _identity(place) for place in folder.parents):
         problem = f"{folder} leads back to a folder that it is in: remove the link"
         raise DataError(f"dataset.root={root}: {problem}")
 

@@ -7,6 +7,7 @@ can be read in any order and from a URL; a local shard without one is read from 
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 import time
@@ -20,12 +21,14 @@ import numpy as np
 
 from src.dataset.image_folder import EXTENSIONS
 from src.errors import DataError
-from src.files import atomic_path
+from src.files import atomic_path, open_regular, read_regular
 from src.noise import mix
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before what could not be read is requested again
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")  # of a sample, and what kind of file it is
 NO_LABEL = -1
+MAX_LABEL = 64  # bytes of a .cls file
+MAX_INDEX = 2**30  # bytes: 30 million images
 
 Range = tuple[str, int, int | None]  # path or URL, first byte, and the byte after the last
 
@@ -91,9 +94,21 @@ def read_indices(shards: list[str]) -> list[Index]:
 
     Raises DataError.
     """
-    indexed = [shard for shard in shards if "://" in shard or Path(f"{shard}.index").is_file()]
-    known = dict(zip(indexed, _read_files(indexed), strict=True))
+    remote = [shard for shard in shards if "://" in shard]
+    known = dict(zip(remote, _read_files(remote), strict=True))
+    for shard in set(shards) - set(remote):
+        if os.path.lexists(f"{shard}.index"):
+            known[shard] = _read_local(shard)
     return [_parsed(shard, known[shard]) if shard in known else _scan(shard) for shard in shards]
+
+
+def _read_local(shard: str) -> bytes:
+    """Content of the index beside a local shard."""
+    path = f"{shard}.index"
+    try:
+        return read_regular(os.path.realpath(path), MAX_INDEX)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: it {error}") from error
 
 
 def _read_files(shards: list[str]) -> list[bytes]:
@@ -112,32 +127,64 @@ def _read_files(shards: list[str]) -> list[bytes]:
 
 def _parsed(shard: str, content: bytes) -> Index:
     try:
+        _check_unpacked(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             index = Index(*(file[name].astype(np.int64) for name in Index._fields))
             size = int(file["bytes"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        _check_places(index, size)
+    except Exception as error:  # numpy and zipfile raise many kinds on foreign files, one of memory
         raise DataError(f"{shard}.index is damaged: make it anew") from error
     if "://" not in shard and Path(shard).stat().st_size != size:
         raise DataError(f"{shard}.index is of another shard than is there now: make it anew")
     return index
 
 
+def _check_unpacked(content: bytes) -> None:
+    """Raise ValueError for parts that are packed: a few bytes of these can hold very many."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("its parts are packed")
+
+
+def _check_places(index: Index, size: int) -> None:
+    """Raise ValueError unless there is a row for each sample, whose image lies in ``size`` bytes.
+
+    The first comparison also finds sums that are too large for 64 bits.
+    """
+    if any(values.ndim != 1 or len(values) != len(index.start) for values in index):
+        raise ValueError("its columns differ")
+    inside = (index.start >= 0) & (index.size >= 0)
+    inside &= (index.start <= size) & (index.size <= size - index.start)
+    if not inside.all():
+        raise ValueError("images lie outside")
+
+
 def _scan(shard: str) -> Index:
     """The index of a local shard, its samples in their order. Raises DataError."""
     try:
-        with tarfile.open(shard, "r:") as tar:  # uncompressed, so that its middle can be read
+        with (
+            open_regular(os.path.realpath(shard)) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,  # uncompressed: its middle can be read
+        ):
             samples = _samples(tar)
             _check_end(tar)
-    except (OSError, ValueError, tarfile.TarError) as error:
+        rows = [row for row in samples.values() if row[1]]  # those with an image
+        return Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
+    except (OSError, ValueError, OverflowError, RecursionError, tarfile.TarError) as error:
         raise DataError(f"{shard}: not a sound .tar file of samples ({error})") from error
-    rows = [row for row in samples.values() if row[1]]  # those with an image
-    return Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
 
 
 def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
     """Key -> row of the index; the files of a sample agree up to the first dot of their name."""
     found: dict[str, list[int]] = {}
-    for member in tar:
+    before = -1
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # which would keep all of them
+        if member.offset <= before or member.size < 0:
+            raise tarfile.TarError(f"goes back at byte {member.offset}")
+        if member.issparse():
+            raise tarfile.TarError(f"a file with holes at byte {member.offset}")
+        before = member.offset
         named = KEY.fullmatch(member.name)
         if not named or not member.isreg():
             continue
@@ -146,8 +193,14 @@ def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
         if f".{kind.lower()}" in EXTENSIONS:
             row[:2] = member.offset_data, member.size
         elif kind == "cls":
-            row[2] = int(tar.extractfile(member).read())
+            row[2] = _label(tar, member)
     return found
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    if member.size > MAX_LABEL:
+        raise ValueError(f"a label of {member.size} bytes")
+    return int(tar.extractfile(member).read())
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from src.errors import DataError, ProjectError, require
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")  # the last two with the packages s3fs and gcsfs
 MAX_SHARDS = 100_000
+MAX_BRACES = 32
 TENTH = {"val": 0, "test": 1}  # which tenth of the training shards stands in for a missing split
 
 
@@ -121,18 +123,23 @@ def _find(root: str) -> list[str]:
         return sorted(_written_out(root))
     place = Path(root).expanduser()
     local = fsspec.filesystem("file")
-    patterns = _written_out(str(place / "*.tar" if place.is_dir() else place))
+    patterns = _written_out(str(place / "*.tar" if os.path.isdir(place) else place))
     found = sorted(path for pattern in patterns for path in local.glob(pattern))
     if not found:
         raise DataError(f"dataset.root={root}: there is no shard (.tar)")
+    odd = next((path for path in found if not Path(path).is_file()), None)
+    if odd:
+        raise DataError(f"dataset.root={root}: {odd} is no ordinary file")
     return found
 
 
 def _written_out(pattern: str) -> list[str]:
     """All that ``_expand`` gives, at most MAX_SHARDS; raises DataError beyond."""
-    found = list(itertools.islice(_expand(pattern), MAX_SHARDS + 1))
-    if len(found) > MAX_SHARDS:
-        raise DataError(f"dataset.root={pattern}: stands for more than {MAX_SHARDS} shards")
+    few = pattern.count("{") <= MAX_BRACES
+    found = list(itertools.islice(_expand(pattern), MAX_SHARDS + 1)) if few else []
+    if not few or len(found) > MAX_SHARDS:
+        what = f"stands for more than {MAX_SHARDS} shards, or has over {MAX_BRACES} braces"
+        raise DataError(f"dataset.root={pattern[:100]}: {what}")
     return found
 
 

@@ -45,7 +45,10 @@ def load_model(path: str | os.PathLike[str]) -> GenerativeModel:
 
 
 def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Path:
-    """The checkpoint file at ``path``: itself, or the newest undamaged one of a run directory."""
+    """The checkpoint file at ``path``: itself, or the newest undamaged one of a run directory.
+
+    The path may be a link, since somebody typed it; links inside a run directory are not followed.
+    """
     if "://" in str(path):
         raise CheckpointError(
             f"{setting}={path}: addresses are refused; download the file and give its path"
@@ -60,7 +63,7 @@ def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
         return _newest_whole(candidates, f"{setting}={path}")
     if not found.is_file():
         raise CheckpointError(f"{setting}={path}: no such file or run directory")
-    return found
+    return found.resolve() if found.is_symlink() else found
 
 
 def _newest_whole(candidates: list[Path], setting: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from src.files import atomic_path, open_regular
 from src.model.base import GenerativeModel
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.rundir.directory import check_free, check_writable
-from src.rundir.history import histories
+from src.rundir.history import MAX_HISTORY, histories
 from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
 MAY_CHANGE += ("optimizer.fused", "optimizer.foreach")  # how, not what, is computed
 TARGET = "._target_"
 PRECISION = "trainer.precision"
+BEST = 4  # the best checkpoint of a run is no larger than so many of another
 SHOWN = 10  # differences; each value with at most 60 characters
 
 
@@ -68,12 +70,13 @@ class Start(NamedTuple):
         if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
+        most = BEST * self.path.stat().st_size
         for part in histories(source):
-            _copy(part, run_dir / part.name)
+            _copy(part, run_dir / part.name, MAX_HISTORY)
         for best in (source / "checkpoints").glob("best-*.ckpt"):
             step = best.stem.partition("-")[2]
             if step.isdecimal() and int(step[:18]) <= self.step:
-                _copy(best, run_dir / "checkpoints" / best.name)
+                _copy(best, run_dir / "checkpoints" / best.name, most)
 
     def give_weights(self, model: GenerativeModel) -> None:
         """Load the weights; where the whole state is restored later, check that they fit."""
@@ -87,10 +90,10 @@ class Start(NamedTuple):
             log.warning(f"nothing left to train: {why}", max_steps)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, most: int) -> None:
     """Copy a file of a run that may be somebody else's; links, pipes and devices stay there.
 
-    Raises CheckpointError naming the file.
+    Raises CheckpointError naming the file, also where it has more than ``most`` bytes.
     """
     try:
         with (
@@ -98,6 +101,8 @@ def _copy(source: Path, target: Path) -> None:
             atomic_path(target) as temporary,
             open(temporary, "wb") as written,
         ):
+            if os.fstat(read.fileno()).st_size > most:
+                raise ValueError(f"has more than {most} bytes")
             shutil.copyfileobj(read, written)
     except ValueError as error:
         raise CheckpointError(f"ckpt_path={source}: {error}; remove it there") from error
