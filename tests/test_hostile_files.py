@@ -239,10 +239,30 @@ def test_the_users_own_files_stop_nothing(tmp_path):
     assert read_history(tmp_path) == {"loss": ([1], [2.0])}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step," + ",".join(f"m{i}" for i in range(200_000)) + "\n1" + ",2" * 200_000 + "\n",
+        "loss\n1\n",
+        "step,loss\nx,1\n",
+        "step,loss\n1,two\n",
+        "step,loss\n1,2,3\n",
+        "step,loss\n1," + "2" * 200_000 + "\n",
+        "step\n\udcff\n",
+    ],
+    ids=range(7),
+)
+def test_what_is_no_history(tmp_path, text):
+    (tmp_path / "metrics.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(StorageError, match="metrics.csv: it is no history of a run") as caught:
+        read_history(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_odd_histories_and_locks(theirs):
     folder, put = theirs
     if put("metrics.csv").exists():
-        with pytest.raises(StorageError, match="cannot read .*metrics.csv: is a"):
+        with pytest.raises(StorageError, match="metrics.csv: it is no history of a run"):
             read_history(folder)
     put(lock.NAME)
     with pytest.raises(StorageError, match=rf"hydra.run.dir={folder}: "), lock.locked(folder):

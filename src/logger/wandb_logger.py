@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.errors import first_line
-from src.files import write_json
+from src.files import read_regular, write_json
 from src.logger.wandb_file import last_row
 from src.logger.wandb_import import import_wandb
 from src.rundir.history import History
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 15  # seconds that a server which does not answer costs, at the start and at the end
 ID_FILE = "wandb.json"
+MAX_ID = 4096  # bytes of it
 X_AXIS = "trainer/global_step"
 
 
@@ -152,7 +153,7 @@ def _run_id(save_dir: Path, asked: str | None) -> str:
     """
     path = save_dir / ID_FILE
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))["id"]
+        kept = json.loads(read_regular(path, MAX_ID))["id"]
     except (OSError, ValueError, KeyError, TypeError):
         kept = os.environ.get("WANDB_RUN_ID")  # set by W&B's own sweeps
     run_id = asked or kept or secrets.token_hex(4)

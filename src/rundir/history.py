@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.errors import StorageError
+from src.errors import StorageError, first_line
 from src.files import read_regular
 
 MAX_HISTORY = 2**30  # bytes; a million steps of 30 numbers are half of that
+MAX_NAMES = 10_000
 EARLIER = re.compile(r"metrics-(\d{1,9})\.csv")
 # of metrics.json, beside those that begin with "time/"
 TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
@@ -37,23 +38,32 @@ def histories(run_dir: Path) -> list[Path]:
 def read_history(run_dir: Path) -> History:
     """All metrics of a run; where a resumed part repeats steps, the later part counts.
 
-    Raises StorageError naming the file where one is no regular file or longer than MAX_HISTORY.
+    Raises StorageError naming the file where one is no regular file, longer than MAX_HISTORY, of
+    more than MAX_NAMES metrics, or no table of numbers.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for path in histories(run_dir):
-        for row in _rows(path):
-            step = int(row["step"])
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    found[name][step] = float(value)
+        try:
+            for row in _rows(path):
+                _take(row, found)
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            why = f"it is no history of a run ({first_line(error)}); move it away"
+            raise StorageError(f"cannot read {path}: {why}") from error
     return {name: _in_order(values) for name, values in found.items()}
 
 
+def _take(row: dict[str, str], found: dict[str, dict[int, float]]) -> None:
+    """Add the numbers of one step."""
+    step = int(row["step"])
+    for name, value in row.items():
+        if name not in ("step", "epoch") and value:
+            found[name][step] = float(value)
+    if len(found) > MAX_NAMES:
+        raise ValueError(f"more than {MAX_NAMES} metrics")
+
+
 def _rows(path: Path) -> Iterator[dict[str, str]]:
-    try:
-        text = read_regular(path, MAX_HISTORY).decode()
-    except ValueError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+    text = read_regular(path, MAX_HISTORY).decode()
     whole = text[: text.rfind("\n") + 1]  # a killed process may have left half a line
     return csv.DictReader(io.StringIO(whole))
 
