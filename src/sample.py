@@ -30,9 +30,9 @@ def sample(cfg: DictConfig) -> Path:
     from src.model.base import CanSample
     from src.parallel.sampling import check_sampling, draw, shards_of
     from src.report.progress import shown
+    from src.rundir.changes import model_of
     from src.rundir.checkpoint import find_checkpoint, read_checkpoint, restore
     from src.rundir.directory import output_directory
-    from src.rundir.resume import model_of
 
     INTERRUPTION.give(cfg.get("grace_seconds", INTERRUPTION.grace))
     check_sampling(cfg)

@@ -228,7 +228,11 @@ def test_checkpoints_that_do_not_fit(cli, small, tmp_path):
     half = (tmp_path / "vae/checkpoints/last.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(half[: len(half) // 2])
     for entry, words, message in (
-        ("train", ["init_from=vae", "model=ddpm"], "do not fit a model with model vae -> diffusion"),
+        (
+            "train",
+            ["init_from=vae", "model=ddpm"],
+            "do not fit a model with model vae -> diff",
+        ),
         ("train", ["init_from=nowhere"], "init_from=nowhere: no such file or run directory"),
         ("sample", ["ckpt_path=nowhere"], "ckpt_path=nowhere: no such file or run directory"),
         ("sample", ["ckpt_path=empty"], "the directory has no checkpoints/"),
@@ -253,7 +257,11 @@ def test_checkpoints_that_do_not_fit(cli, small, tmp_path):
         ("sample", [], "ckpt_path: must be given"),
         ("evaluate", ["ckpt_path=vae", "dataset.flip=true"], "and dataset.root can be changed"),
         ("train", [*small, "hydra.run.dir=vae"], "already in use"),
-        ("train", [*small, "ckpt_path=vae"], "made with other settings: model vae -> diffusion"),
+        (
+            "train",
+            [*small, "model=ddpm", "ckpt_path=vae"],
+            "made with other settings: model vae -> diffusion",
+        ),
     ):
         done = cli(entry, *words)
         assert done.code == 2, done

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from runs import assert_same, fault, latest, words
 from support import slow, wait_until
 
@@ -147,6 +150,32 @@ def test_what_is_done_whole_is_not_divided():
         work()
     assert done == [1]
     assert not own.busy
+
+
+STUCK = """
+import os, signal, sys
+from src.training.interruption import INTERRUPTION
+INTERRUPTION.give(2)
+with INTERRUPTION.listening():
+    name = ()
+    for _ in range(60):
+        name = (name, name)
+    print("hashing", flush=True)
+    hash(name)
+"""
+
+
+def test_c_code_that_lets_nothing_run_ends_within_the_grace():
+    """A hash of 2**60 parts holds the interpreter: no thread of the process sees the signal."""
+    job = subprocess.Popen([sys.executable, "-c", STUCK], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert job.stdout.readline() == "hashing\n"
+    time.sleep(0.2)
+    begin = time.monotonic()
+    job.terminate()
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == -signal.SIGKILL
+    assert 1 < time.monotonic() - begin < 3
+    assert said == "error: stopped by a signal without an answer; the last checkpoint stands\n"
 
 
 def test_busy_defers_and_idle_raises():

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from src.dataset.base import SPLITS, ImageData, check_split
 from src.errors import DataError, require
+from src.files import open_regular
 from src.noise import mix
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 64 * 10**6  # of a file: 200 MB decoded; a few hundred kilobytes can hold many more
+MAX_RATIO = 1000  # of the sides: PIL makes a tall picture of a line of pixels before it crops
+MAX_AGAIN = 1000  # folders met once more through links: 50 links can make 2**25 paths
 # By content: a file of another kind is refused whatever its name.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
@@ -79,13 +82,17 @@ def read_image(path: str, image_size: int, channels: int) -> Tensor:
     Resized by LANCZOS with PIL's antialias; an alpha channel is dropped. Raises DataError naming
     the file when it is corrupt, truncated, of another format or of more than MAX_PIXELS.
     """
-    if not os.path.isfile(path):  # a named pipe would be waited for for ever
-        raise DataError(f"cannot read image {path}: it is gone, or no ordinary file")
-    return decode_image(path, path, image_size, channels)
+    try:
+        # Links are followed, to ordinary files alone: a named pipe would be waited for for ever.
+        file = open_regular(os.path.realpath(path) if os.path.islink(path) else path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read image {path}: it is gone, or no ordinary file") from error
+    with file:
+        return decode_image(file, path, image_size, channels)
 
 
-def decode_image(source: str | BinaryIO, name: str, image_size: int, channels: int) -> Tensor:
-    """``read_image`` of an open file or of a path; ``name`` is what an error calls it."""
+def decode_image(source: BinaryIO, name: str, image_size: int, channels: int) -> Tensor:
+    """``read_image`` of an open file; ``name`` is what an error calls it."""
     try:
         with warnings.catch_warnings():
             # PIL's own limit, which is higher.
@@ -94,6 +101,8 @@ def decode_image(source: str | BinaryIO, name: str, image_size: int, channels: i
                 size = f"{opened.width} x {opened.height}"
                 if opened.width * opened.height > MAX_PIXELS:
                     raise DataError(f"{size} pixels are more than {MAX_PIXELS}")
+                if max(opened.size) > MAX_RATIO * min(opened.size):
+                    raise DataError(f"{size} pixels: one side is over {MAX_RATIO} times the other")
                 picture = _convert(opened, "L" if channels == 1 else "RGB")
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.LANCZOS)
     except MemoryError:
@@ -148,23 +157,36 @@ def _walk(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
 
+    met: set[tuple[int, int]] = set()
+    again = 0
     for current, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = Path(current)
         for name in folders:
             _check_no_loop(folder, here / name)
+        again += _identity(current) in met
+        met.add(_identity(current))
+        if again > MAX_AGAIN:
+            problem = f"links lead to its folders over {MAX_AGAIN} times again: remove some"
+            raise DataError(f"dataset.root={folder}: {problem}")
         for name in files:
             # Hidden files include the "._photo.jpg" that macOS leaves on foreign disks.
             if not name.startswith("."):
                 yield (here / name).relative_to(folder).as_posix()
 
 
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """What a folder is, by whatever path: its disk and number there."""
+    state = os.stat(folder)
+    return state.st_dev, state.st_ino
+
+
 def _check_no_loop(root: Path, folder: Path) -> None:
     """Raise DataError for a link to a folder above it, which would be walked for ever."""
     if not folder.is_symlink():
         return
-    above = folder.parent
-    if any(folder.samefile(place) for place in (above, *above.parents)):
+    leads_to = _identity(folder)
+    if any(leads_to == _identity(place) for place in folder.parents):
         problem = f"{folder} leads back to a folder that it is in: remove the link"
         raise DataError(f"dataset.root={root}: {problem}")
 

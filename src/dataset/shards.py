@@ -7,9 +7,11 @@ can be read in any order and from a URL; a local shard without one is read from 
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 
 from src.dataset.image_folder import EXTENSIONS
 from src.errors import DataError
-from src.files import atomic_path
+from src.files import atomic_path, open_regular, read_regular
 from src.noise import mix
 
 WAITS = (0.5, 2.0, 8.0)  # seconds before what could not be read is requested again
@@ -28,6 +30,7 @@ NO_LABEL = -1
 LONGEST = 20  # bytes of a label
 MAX_LABEL = 2**31
 LAST = 2**62  # byte of a file
+MAX_INDEX = 2**30  # bytes: 30 million images
 
 Range = tuple[str, int, int | None]  # path or URL, first byte, and the byte after the last
 
@@ -93,9 +96,21 @@ def read_indices(shards: list[str]) -> list[Index]:
 
     Raises DataError.
     """
-    indexed = [shard for shard in shards if "://" in shard or Path(f"{shard}.index").is_file()]
-    known = dict(zip(indexed, _read_files(indexed), strict=True))
+    remote = [shard for shard in shards if "://" in shard]
+    known = dict(zip(remote, _read_files(remote), strict=True))
+    for shard in set(shards) - set(remote):
+        if os.path.lexists(f"{shard}.index"):
+            known[shard] = _read_local(shard)
     return [_parsed(shard, known[shard]) if shard in known else _scan(shard) for shard in shards]
+
+
+def _read_local(shard: str) -> bytes:
+    """Content of the index beside a local shard."""
+    path = f"{shard}.index"
+    try:
+        return read_regular(os.path.realpath(path), MAX_INDEX)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: it {error}") from error
 
 
 def _read_files(shards: list[str]) -> list[bytes]:
@@ -114,13 +129,13 @@ def _read_files(shards: list[str]) -> list[bytes]:
 
 def _parsed(shard: str, content: bytes) -> Index:
     try:
+        _check_unpacked(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             index = Index(*(_numbers(file[name]) for name in Index._fields))
             size = int(file["bytes"])
         _check(index)
-    except MemoryError:
-        raise
-    except Exception as error:  # foreign files fail in NumPy, zip and zlib
+        _check_places(index, size)
+    except Exception as error:  # numpy and zipfile raise many kinds on foreign files, one of memory
         raise DataError(f"{shard}.index is damaged: make it anew") from error
     if "://" not in shard and Path(shard).stat().st_size != size:
         raise DataError(f"{shard}.index is of another shard than is there now: make it anew")
@@ -145,16 +160,32 @@ def _check(index: Index) -> None:
         raise ValueError("has a label or a tenth that is none")
 
 
+def _check_unpacked(content: bytes) -> None:
+    """Raise ValueError for parts that are packed: a few bytes of these can hold very many."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("its parts are packed")
+
+
+def _check_places(index: Index, size: int) -> None:
+    """Raise ValueError unless every image lies in ``size`` bytes."""
+    if ((index.start > size) | (index.size > size - index.start)).any():
+        raise ValueError("images lie outside")
+
+
 def _scan(shard: str) -> Index:
     """The index of a local shard, its samples in their order. Raises DataError."""
     try:
-        with tarfile.open(shard, "r:") as tar:  # uncompressed, so that its middle can be read
+        with (
+            open_regular(os.path.realpath(shard)) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,  # uncompressed: its middle can be read
+        ):
             samples = _samples(tar)
             _check_end(tar)
         rows = [row for row in samples.values() if row[1]]  # those with an image
         index = Index(*np.array(rows, dtype=np.int64).reshape(-1, len(Index._fields)).T.copy())
         _check(index)
-    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, tarfile.TarError) as error:
         raise DataError(f"{shard}: not a sound .tar file of samples ({error})") from error
     return index
 
@@ -162,7 +193,14 @@ def _scan(shard: str) -> Index:
 def _samples(tar: tarfile.TarFile) -> dict[str, list[int]]:
     """Key -> row of the index; the files of a sample agree up to the first dot of their name."""
     found: dict[str, list[int]] = {}
-    for member in tar:
+    before = -1
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # which would keep all of them
+        if member.offset <= before or member.size < 0:
+            raise tarfile.TarError(f"goes back at byte {member.offset}")
+        if member.issparse():
+            raise tarfile.TarError(f"a file with holes at byte {member.offset}")
+        before = member.offset
         named = KEY.fullmatch(member.name)
         if not named or not member.isreg():
             continue

@@ -8,9 +8,11 @@ does not depend on ranks, workers or restarts.
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -24,6 +26,8 @@ from src.dataset.shards import NO_LABEL, Index, read_indices, read_ranges, write
 from src.errors import DataError, ProjectError, require
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")  # the last two with the packages s3fs and gcsfs
+MAX_SHARDS = 100_000
+MAX_BRACES = 32
 TENTH = {"val": 0, "test": 1}  # which tenth of the training shards stands in for a missing split
 
 
@@ -116,13 +120,26 @@ def _find(root: str) -> list[str]:
     known = fsspec.utils.get_protocol(root) in PROTOCOLS
     require(known, "dataset.root", root, f"a path, or a URL of {', '.join(PROTOCOLS[1:])}")
     if "://" in root:
-        return sorted(_expand(root))
+        return sorted(_written_out(root))
     place = Path(root).expanduser()
     local = fsspec.filesystem("file")
-    patterns = _expand(str(place / "*.tar" if place.is_dir() else place))
+    patterns = _written_out(str(place / "*.tar" if os.path.isdir(place) else place))
     found = sorted(path for pattern in patterns for path in local.glob(pattern))
     if not found:
         raise DataError(f"dataset.root={root}: there is no shard (.tar)")
+    odd = next((path for path in found if not Path(path).is_file()), None)
+    if odd:
+        raise DataError(f"dataset.root={root}: {odd} is no ordinary file")
+    return found
+
+
+def _written_out(pattern: str) -> list[str]:
+    """All that ``_expand`` gives, at most MAX_SHARDS; raises DataError beyond."""
+    few = pattern.count("{") <= MAX_BRACES
+    found = list(itertools.islice(_expand(pattern), MAX_SHARDS + 1)) if few else []
+    if not few or len(found) > MAX_SHARDS:
+        what = f"stands for more than {MAX_SHARDS} shards, or has over {MAX_BRACES} braces"
+        raise DataError(f"dataset.root={pattern[:100]}: {what}")
     return found
 
 
@@ -132,11 +149,11 @@ def _expand(pattern: str) -> Iterator[str]:
     if not found:
         yield pattern
         return
-    words = found[1].split(",")
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    words: Iterable[str] = found[1].split(",")
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1])
     if numbers:
         first, last = numbers.groups()
-        words = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        words = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
     for word in words:
         yield from _expand(pattern[: found.start()] + word + pattern[found.end() :])
 

@@ -32,9 +32,9 @@ from src.parallel.sampling import Sampler, shards_of
 from src.report.bound_terms import bound_terms
 from src.report.card import Card
 from src.report.progress import shown
+from src.rundir.changes import model_of
 from src.rundir.checkpoint import restore
 from src.rundir.directory import check_writable
-from src.rundir.resume import model_of
 from src.training.data import ImageDataModule, data_of
 from src.training.module import GenerativeModule
 from src.training.trainer import build_trainer

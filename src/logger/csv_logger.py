@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.files import atomic_path
+from src.files import atomic_path, open_regular
 
 
 class AtomicCSVLogger(CSVLogger):
@@ -26,7 +27,9 @@ class AtomicCSVLogger(CSVLogger):
 
 class _Writer(ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(
+            open_regular(self.metrics_file_path), encoding="utf-8", newline=""
+        ) as file:
             rows = list(csv.DictReader(file))
         with (
             atomic_path(self.metrics_file_path) as temporary,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from omegaconf import OmegaConf
@@ -21,7 +21,10 @@ from src.config.build import construct
 from src.config.references import without_references
 from src.config.untrusted import check_config, shown, values
 from src.errors import CheckpointError, ProjectError, first_line
+from src.files import open_regular
 from src.model.base import GenerativeModel
+from src.rundir.archive import damage_within, pickled
+from src.rundir.pickled import ExcessError, check_pickle
 from src.rundir.store import CheckpointStore, damage
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,10 @@ def load_model(
 
 
 def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") -> Path:
-    """The checkpoint file at ``path``: itself, or the newest undamaged one of a run directory."""
+    """The checkpoint file at ``path``: itself, or the newest undamaged one of a run directory.
+
+    The path may be a link, since somebody typed it; links inside a run directory are not followed.
+    """
     if "://" in str(path):
         raise CheckpointError(
             f"{setting}={path}: addresses are refused; download the file and give its path"
@@ -64,7 +70,7 @@ def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
         return _newest_whole(candidates, f"{setting}={path}")
     if not found.is_file():
         raise CheckpointError(f"{setting}={path}: no such file or run directory")
-    return found
+    return found.resolve() if found.is_symlink() else found
 
 
 def _newest_whole(candidates: list[Path], setting: str) -> Path:
@@ -109,17 +115,19 @@ def read_checkpoint(
 def _loaded(path: Path, setting: str) -> dict[str, Any]:
     """What torch reads without running anything; raises CheckpointError ``<setting>: ...``."""
     try:
-        wrong = damage(path)
-        if wrong:
-            raise ValueError(wrong)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is refused in the next line
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            wrong = damage_within(file)
+            if wrong:
+                raise ValueError(wrong)
+            check_pickle(pickled(file))
+            checkpoint = _load(file)
     except (OSError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         why = "refused, it holds more than tensors and plain values"
         raise CheckpointError(f"{setting}: {why}") from error
+    except ExcessError as error:
+        raise CheckpointError(f"{setting}: refused, it {error}") from error
     except Exception as error:  # foreign files fail in pickle, zip or torch
         why = f"not a checkpoint, or a damaged one ({first_line(error)})"
         raise CheckpointError(f"{setting}: {why}") from error
@@ -127,6 +135,14 @@ def _loaded(path: Path, setting: str) -> dict[str, Any]:
         why = "not written by this project (no config or no weights in it)"
         raise CheckpointError(f"{setting}: {why}")
     return checkpoint
+
+
+def _load(file: BinaryIO) -> Any:  # noqa: ANN401 (whatever a file can hold)
+    """What torch makes of a file that was looked at."""
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what is refused in the next line
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_content(checkpoint: dict[str, Any], size: int) -> None:

@@ -92,7 +92,12 @@ def _content(directory: Path) -> list[Path]:
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Write what is logged to a file as well, with times in UTC."""
+    """Write what is logged to a file as well, with times in UTC.
+
+    Raises StorageError where something else is in its place: a pipe would be waited for for ever.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise StorageError(f"cannot write {path}: it is no regular file; remove it")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Plain("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     handler.formatter.converter = time.gmtime

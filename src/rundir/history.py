@@ -12,11 +12,12 @@ from pathlib import Path
 from src.files import read_regular
 from src.foreign import naming
 
+MAX_NAMES = 10_000
 # of metrics.json, beside those that begin with "time/"
 TIMES = ("seconds", "train_seconds", "step_seconds", "images_per_second", "peak_memory_gib")
 EARLIER = re.compile(r"metrics-([0-9]{1,9})\.csv")  # of an earlier part of the run
 STEP = re.compile(r"[0-9]{1,18}")
-MAX_BYTES = 2**28
+MAX_HISTORY = 2**28  # bytes
 History = dict[str, tuple[list[int], list[float]]]  # name -> steps, values
 
 
@@ -25,25 +26,35 @@ def is_time(name: str) -> bool:
     return name in TIMES or name.startswith("time/")
 
 
+def histories(run_dir: Path) -> list[Path]:
+    """The files that hold a run's numbers, in their order: metrics-1.csv, -2, metrics.csv.
+
+    Others, as ``metrics-old.csv``, are the user's own.
+    """
+    named = ((EARLIER.fullmatch(path.name), path) for path in run_dir.glob("metrics-*.csv"))
+    numbered = sorted((int(name[1]), path) for name, path in named if name)
+    return [*(path for _, path in numbered), *run_dir.glob("metrics.csv")]
+
+
 def read_history(run_dir: Path) -> History:
     """All metrics of a run; where a resumed part repeats steps, the later part counts.
 
     Raises DataError where a file is damaged, StorageError where it cannot be read.
     """
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    named = ((EARLIER.fullmatch(path.name), path) for path in run_dir.glob("metrics-*.csv"))
-    older = sorted((int(match[1]), path) for match, path in named if match)
-    for path in [*(path for _, path in older), *run_dir.glob("metrics.csv")]:
+    for path in histories(run_dir):
         with naming(path):
             for step, numbers in _rows(path):
                 for name, value in numbers.items():
                     found[name][step] = value
+                if len(found) > MAX_NAMES:
+                    raise ValueError(f"holds more than {MAX_NAMES} metrics")
     return {name: _in_order(values) for name, values in found.items()}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """Step and numbers of each whole line; raises ValueError for any other."""
-    content = read_regular(path, MAX_BYTES)
+    content = read_regular(path, MAX_HISTORY)
     whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
     rows = csv.DictReader(io.StringIO(whole.decode()))
     try:

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from src.errors import StorageError
+from src.files import open_regular, read_regular
 from src.foreign import TEXT, checked, json_object
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ OWNER = {  # what a lock holds
     "attempt": (int,),
 }
 MAX_PID = 2**31 - 1
+MAX_LOCK = 4096  # bytes
 UNFINISHED = 60  # seconds: an older empty lock was left by a process killed while writing it
 
 
@@ -55,8 +57,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            if path.read_text(encoding="utf-8", errors="replace") == mine:
+        with suppress(OSError, ValueError):
+            if read_regular(path, MAX_LOCK).decode(errors="replace") == mine:
                 path.unlink()
 
 
@@ -71,9 +73,16 @@ def held(directory: Path) -> str:
     """Why ``directory`` cannot be locked, or "": its process lives, or may on another host."""
     path = directory / NAME
     try:
-        return _why_not(_owner(path.read_text(encoding="utf-8", errors="replace")), path)
+        text = read_regular(path, MAX_LOCK).decode(errors="replace")
+        return _why_not(_owner(text), path)
     except FileNotFoundError:
         return ""
+    except ValueError as error:
+        return _no_lock(path, error)
+
+
+def _no_lock(path: Path, error: ValueError) -> str:
+    return f"{NAME} {error}; if no run is alive in it, delete {path}"
 
 
 def _take(path: Path, mine: str) -> None:
@@ -95,15 +104,17 @@ def _take(path: Path, mine: str) -> None:
 def _remove_if_dead(path: Path) -> None:
     """Remove the lock of a dead process; raise StorageError for any other."""
     try:
-        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 (closed below)
+        file = open_regular(path)
     except FileNotFoundError:  # released a moment ago
         return
+    except ValueError as error:
+        raise StorageError(f"hydra.run.dir={path.parent}: {_no_lock(path, error)}") from error
     with file:
         # one process at a time looks at this file, and removes no other than this one
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return
-        owner = _owner(file.read())
+        owner = _owner(file.read(MAX_LOCK).decode(errors="replace"))
         problem = _why_not(owner, path)
         if problem:
             raise StorageError(f"hydra.run.dir={path.parent}: {problem}")

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.settings import setting_of
-from src.config.words import flat, option_of, typed
+from src.config.words import flat
 from src.errors import CheckpointError, ConfigError, require
-from src.files import atomic_path
+from src.files import atomic_path, open_regular
 from src.model.base import GenerativeModel
+from src.rundir.changes import changes, kept, listed
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.rundir.directory import check_free, check_writable
+from src.rundir.history import MAX_HISTORY, histories
 from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
 
-MUST_STAY = (  # everything else may change: how long, where, what is measured, logged and kept
-    *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback.ema"),
-    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
-    "trainer.limit_train_batches",
-)
-MAY_CHANGE = ("model.sampler", "dataset.root", "dataset.load.root", "dataset.max_steps")
-MAY_CHANGE += ("dataset.num_workers", "dataset.worker_timeout")
-MAY_CHANGE += ("optimizer.fused", "optimizer.foreach")  # how, not what, is computed
-TARGET = "._target_"
 PRECISION = "trainer.precision"
-SHOWN = 10  # differences; each value with at most 60 characters
+BEST = 4  # the best checkpoint of a run is no larger than so many of another
 
 
 class Start(NamedTuple):
@@ -69,13 +62,13 @@ class Start(NamedTuple):
         if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
-        for part in source.glob("metrics*.csv"):
-            shutil.copyfile(part, run_dir / part.name)
+        most = BEST * self.path.stat().st_size
+        for part in histories(source):
+            _copy(part, run_dir / part.name, MAX_HISTORY)
         for best in (source / "checkpoints").glob("best-*.ckpt"):
-            if int(best.stem.partition("-")[2]) <= self.step:
-                (run_dir / "checkpoints").mkdir(exist_ok=True)
-                with atomic_path(run_dir / "checkpoints" / best.name) as temporary:
-                    shutil.copyfile(best, temporary)
+            step = best.stem.partition("-")[2]
+            if step.isdecimal() and int(step[:18]) <= self.step:
+                _copy(best, run_dir / "checkpoints" / best.name, most)
 
     def give_weights(self, model: GenerativeModel) -> None:
         """Load the weights; where the whole state is restored later, check that they fit.
@@ -89,7 +82,7 @@ class Start(NamedTuple):
         except CheckpointError as error:
             if not self.changes:
                 raise
-            why = f"its weights do not fit a model with {_listed(self.changes)}"
+            why = f"its weights do not fit a model with {listed(self.changes)}"
             raise CheckpointError(f"init_from: {why}; give the same as there") from error
 
     def warn_if_done(self, max_steps: int) -> None:
@@ -97,6 +90,24 @@ class Start(NamedTuple):
         if self.path is not None and 0 < max_steps <= self.content["global_step"]:
             why = "the checkpoint is at trainer.max_steps=%d or beyond"
             log.warning(f"nothing left to train: {why}", max_steps)
+
+
+def _copy(source: Path, target: Path, most: int) -> None:
+    """Copy a file of a run that may be somebody else's; links, pipes and devices stay there.
+
+    Raises CheckpointError naming the file, also where it has more than ``most`` bytes.
+    """
+    try:
+        with (
+            open_regular(source) as read,
+            atomic_path(target) as temporary,
+            open(temporary, "wb") as written,
+        ):
+            if os.fstat(read.fileno()).st_size > most:
+                raise ValueError(f"has more than {most} bytes")
+            shutil.copyfileobj(read, written)
+    except ValueError as error:
+        raise CheckpointError(f"ckpt_path={source}: {error}; remove it there") from error
 
 
 def begin(cfg: DictConfig) -> Start:
@@ -130,13 +141,13 @@ def _starting_point(cfg: DictConfig) -> Start:
         return _full_state(found, resumes, trusted)
     if cfg.init_from is not None:
         content = read_checkpoint(cfg.init_from, "init_from", trusted)
-        return Start(content=content, resumes=resumes, changes=_changes(cfg, content))
+        return Start(content=content, resumes=resumes, changes=_since(cfg, content))
     if cfg.ckpt_path is not None:
         return _full_state(find_checkpoint(cfg.ckpt_path), resumes, trusted)
     return Start(resumes=resumes)
 
 
-def _changes(cfg: DictConfig, content: dict[str, Any]) -> tuple[str, ...]:
+def _since(cfg: DictConfig, content: dict[str, Any]) -> tuple[str, ...]:
     """How the model of ``cfg`` differs from that of a checkpoint, where it can be resolved."""
     try:
         now = {"model": OmegaConf.to_container(cfg.model, resolve=True)}
@@ -144,7 +155,7 @@ def _changes(cfg: DictConfig, content: dict[str, Any]) -> tuple[str, ...]:
         return ()  # it cannot be built, which says more
     then = {"model": content["config"]["model"]}
     raw = OmegaConf.to_container(cfg, resolve=False)
-    return tuple(_differences(raw, _kept(then), _kept(now)))
+    return tuple(changes(raw, kept(then), kept(now)))
 
 
 def _full_state(path: Path, resumes: bool, trusted: Collection[str]) -> Start:
@@ -153,92 +164,21 @@ def _full_state(path: Path, resumes: bool, trusted: Collection[str]) -> Start:
     return Start(path, content, resumes)
 
 
-def model_of(cfg: DictConfig, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved node of the model that is evaluated or sampled.
-
-    Raises ConfigError where it is not the run's own, or its data are not.
-
-    Arguments:
-        cfg: composed on the run.
-        content: of its checkpoint.
-    """
-    own = {node: content["config"][node] for node in ("model", "dataset")}
-    now = {node: OmegaConf.to_container(cfg[node], resolve=True) for node in own}
-    found = _differences(OmegaConf.to_container(cfg, resolve=False), _kept(own), _kept(now))
-    if found:
-        why = "of the run itself sampler, features, metric and dataset.root can be changed"
-        raise ConfigError(f"{_listed(found)}: {why}")
-    return now["model"]
-
-
 def _check_same_run(cfg: DictConfig, start: Start) -> None:
     """Raise ConfigError where ``start`` restores the state of a run with other settings."""
     if start.path is None:
         return
     raw = OmegaConf.to_container(cfg, resolve=False)
     try:
-        now = _kept(OmegaConf.to_container(cfg, resolve=True))
+        now = kept(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException:
         return  # the model cannot be built, which says more
-    found = _differences(raw, _kept(start.content["config"]), now)
+    found = changes(raw, kept(start.content["config"]), now)
     if not found:
         return
     asked, origin = f"ckpt_path={cfg.ckpt_path}", cfg.ckpt_path
     if start.is_within(Path(cfg.run_dir)):
         asked, origin = "resume=auto", cfg.run_dir
     advice = f"give the same, or init_from={origin} for a new run from its weights"
-    why = f"the checkpoint was made with other settings: {_listed(found)}"
+    why = f"the checkpoint was made with other settings: {listed(found)}"
     raise ConfigError(f"{asked}: {why}; {advice}")
-
-
-def _listed(found: Sequence[str]) -> str:
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more
-
-
-def _differences(raw: dict[str, Any], then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``model.latent_dim 16 -> 32``, each by the name that is typed.
-
-    Of an object of another class only that it is another.
-    """
-    found: dict[str, str] = {}
-    replaced: tuple[str, ...] = ()
-    for path in sorted(now.keys() | then.keys(), key=_from_above):
-        old, new = then.get(path), now.get(path)
-        if old == new or path.startswith(replaced):
-            continue
-        setting = path.removesuffix(TARGET)
-        if path.endswith(TARGET):
-            replaced += (f"{setting}.",)
-            old, new = _option(old), _option(new)
-        name, _ = setting_of(raw, setting)
-        found.setdefault(name, f"{name} {_short(old)} -> {_short(new)}")
-    return list(found.values())
-
-
-def _from_above(path: str) -> tuple[int, bool, str]:
-    """Order in which a node's class comes before what the node holds."""
-    return path.count("."), not path.endswith(TARGET), path
-
-
-def _option(target: object) -> str | None:
-    return option_of({"_target_": str(target)}) if target else None
-
-
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that must stay: name and value."""
-    return {
-        name: value
-        for name, value in flat(config)
-        if _is_in(name, MUST_STAY) and not _is_in(name, MAY_CHANGE)
-    }
-
-
-def _is_in(name: str, nodes: tuple[str, ...]) -> bool:
-    """Whether a setting is one of ``nodes``, or lies in one."""
-    return f"{name}.".startswith(tuple(f"{node}." for node in nodes))
-
-
-def _short(value: object) -> str:
-    text = " ".join(typed(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import zipfile
 from pathlib import Path
 
 from src.errors import StorageError
-from src.files import atomic_path, write_json
+from src.files import atomic_path, open_regular, write_json
 from src.foreign import checked, read_json
+from src.rundir.archive import damage_within
 
 POINTER = "latest.json"
 LAST = "last.ckpt"  # another name of the file that the pointer names
@@ -25,13 +25,12 @@ def run_of(checkpoint: Path) -> Path:
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint file, or "": torch never verifies its checksums."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                return "its parts are packed, or lie over each other"
-            part = archive.testzip()
-    except Exception as error:  # zipfile and zlib raise many kinds on foreign files
-        return f"truncated or not a checkpoint: {error}" if str(error) else "truncated"
-    return "" if part is None else f"checksum of {part}"
+        with open_regular(path) as file:
+            return damage_within(file)
+    except FileNotFoundError:
+        return "missing"
+    except ValueError as error:
+        return str(error)
 
 
 class CheckpointStore:
@@ -53,9 +52,8 @@ class CheckpointStore:
     def candidates(self) -> list[Path]:
         """Checkpoints to go on from, newest first; all where the pointer cannot be read."""
         alone = self.directory / LAST
-        pointer = self.directory / POINTER
-        if not pointer.exists():  # nothing was published, or it is a copy of the one file
-            return [alone] if alone.is_file() else []
+        if not (self.directory / POINTER).exists():  # nothing published, or a copy of the one file
+            return [alone] if alone.exists() else []
         latest = self._latest()
         return [
             self.path(step)

@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from subprocess import Popen
 from types import FrameType
 
 from src.config.output import silence
 from src.errors import Interrupted, require
+from src.training import last_resort
+from src.training.last_resort import STOPPING
 
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 MARGIN = 1.5  # seconds of the grace that remain when the process gives up waiting for a boundary
 
 
@@ -24,7 +26,8 @@ class Interruption:
     boundary; otherwise, and for a second signal, Interrupted is raised where the program stands.
     ``may_leave``: whether the loop stands at a boundary that all ranks leave at. A thread sees
     signals also while the program is in C code: after ``grace`` seconds, or soon after a second
-    signal, it ends the process whatever it does. A lost terminal stops nothing.
+    signal, it ends the process whatever it does; where C code lets no thread run, a small process
+    beside this one does (``last_resort``). A lost terminal stops nothing.
     """
 
     def __init__(self) -> None:
@@ -32,12 +35,20 @@ class Interruption:
         self.busy = self.may_leave = False
         self.grace = 10.0
         self._depth = 0
+        self._told = -1
+        self._beside: Popen[bytes] | None = None
 
     def give(self, seconds: float) -> None:
         """Set the grace; raises ConfigError for less than 2 s."""
         known = isinstance(seconds, int | float) and 2 <= seconds < 1e6
         require(known, "grace_seconds", seconds, "must be a number of seconds >= 2")
         self.grace = seconds
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._beside:
+            with suppress(OSError):  # it has ended
+                last_resort.tell_grace(self._told, self.grace)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -50,8 +61,10 @@ class Interruption:
             return
         before = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGHUP)}
         terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        read_end, write_end = os.pipe()
+        read_end, write_end, beside = _pipe()
         os.set_blocking(write_end, False)
+        self._told, self._beside = write_end, beside
+        self._tell()
         wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(read_end,), daemon=True, name="signals").start()
         signal.signal(signal.SIGHUP, lambda *_: silence(terminals))
@@ -68,7 +81,10 @@ class Interruption:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
             signal.set_wakeup_fd(wakeup)
+            self._beside = None
             os.close(write_end)  # the thread ends, and with it the deadline
+            if beside:
+                last_resort.leave(beside)
             self.requested = None
             self.busy = False
             self.may_leave = False
@@ -128,6 +144,19 @@ class Interruption:
                         threading.Thread(
                             target=_give_up, args=(seen[0], patience, pipe), daemon=True
                         ).start()
+
+
+def _pipe() -> tuple[int, int, Popen[bytes] | None]:
+    """Both ends of the pipe that signals take, and the process that it leads through, if any."""
+    signals, write_end = os.pipe()
+    read_end, passed_on = os.pipe()
+    beside = last_resort.start(signals, passed_on)
+    os.close(passed_on)
+    if beside:
+        os.close(signals)
+        return read_end, write_end, beside
+    os.close(read_end)
+    return signals, write_end, None
 
 
 def leave_signals_to_parent(worker: int) -> None:
