@@ -12,7 +12,12 @@ import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+)
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,7 @@ from src.config.explain import explain
 from src.config.output import Patient, quiet_logging
 from src.config.quick import collect_garbage
 from src.config.rank import is_first
-from src.config.secrecy import refuse_secrets
+from src.config.secrecy import masked, refuse_composed, refuse_secrets
 from src.config.threads import choose_threads
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
 
@@ -68,7 +73,8 @@ def run(
                 why = "only src.train takes it; give one run after the other"
                 raise ConfigError(f"--multirun: {why}")
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-            with listening(), redirect_stdout(Patient(sys.stdout)):
+            out, err = Patient(sys.stdout), Patient(sys.stderr)
+            with listening(), redirect_stdout(out), redirect_stderr(err):
                 compose(job)()
         except BaseException as ended:
             sys.exit(_report(ended, config_name, of_run, traced))
@@ -96,6 +102,7 @@ def _job(
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
+            refuse_composed(cfg)
             return task(cfg)
         except Exception as error:
             raise _Ended from error
@@ -124,10 +131,10 @@ def _report(ended: BaseException, config_name: str, of_run: tuple[str, ...], tra
         error = ConfigError(f"{first_line(ended)} ({advice})")  # Hydra's, of the composition
     code, message = explain(error, CONF, config_name, sys.argv[1:], of_run)
     if traced or code == 1:
-        traceback.print_exception(error)
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     by_rank_0 = not is_first() and isinstance(error, Interrupted | NonFiniteError)
     if message and not by_rank_0:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {masked(message)}", file=sys.stderr)
     return code
 
 

@@ -1,4 +1,4 @@
-"""What a process prints: plain messages, on a standard output that survives a closed pipe."""
+"""What a process prints: plain messages without secrets, on outputs that survive a closed pipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from src.config.rank import is_first
+from src.config.secrecy import masked
 
 
 class Patient:
-    """Standard output that survives a closed pipe (``| head``): a training goes on all the same."""
+    """An output without known secrets that survives a closed pipe: a training goes on all the same.
+
+    Arguments:
+        stream: the standard output (``| head`` closes it) or the standard error.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -24,7 +29,7 @@ class Patient:
     def write(self, text: str) -> int:
         """Write, or discard once the reader is gone."""
         with self._surviving():
-            self._stream.write(text)
+            self._stream.write(masked(text))
         return len(text)
 
     def flush(self) -> None:
@@ -38,6 +43,14 @@ class Patient:
             yield
         except BrokenPipeError:
             silence([self._stream.fileno()])
+
+
+class Masked(logging.Formatter):
+    """Of a log file: lines, and what follows an error, without known secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As a text."""
+        return masked(super().format(record))
 
 
 class _Stdout(logging.StreamHandler):

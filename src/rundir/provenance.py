@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.command import typed_overrides
+from src.config.secrecy import refuse_recorded
 from src.config.threads import threads_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,9 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain values.
 
-    With ``provenance``: version, commit, command line, threads.
+    With ``provenance``: version, commit, command line, threads. Raises ConfigError where a secret
+    would be recorded.
     """
     content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    refuse_recorded(content)
     provenance = {
         "version": _version(),
         "git": _commit(),

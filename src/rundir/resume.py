@@ -18,6 +18,7 @@ from src.files import atomic_path
 from src.model.base import GenerativeModel
 from src.rundir.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from src.rundir.directory import check_free, check_writable
+from src.rundir.history import history_files
 from src.rundir.store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,12 @@ class Start(NamedTuple):
         if self.path is None or self.is_within(run_dir) or self.path.parent.name != "checkpoints":
             return
         source = self.path.resolve().parents[1]
-        for part in source.glob("metrics*.csv"):
+        for part in history_files(source):
             shutil.copyfile(part, run_dir / part.name)
-        for best in (source / "checkpoints").glob("best-*.ckpt"):
-            if int(best.stem.partition("-")[2]) <= self.step:
+        store = CheckpointStore(source / "checkpoints")
+        for step in store.steps("best"):
+            best = store.path(step, "best")
+            if step <= self.step:
                 (run_dir / "checkpoints").mkdir(exist_ok=True)
                 with atomic_path(run_dir / "checkpoints" / best.name) as temporary:
                     shutil.copyfile(best, temporary)
