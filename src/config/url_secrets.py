@@ -40,12 +40,11 @@ def wrong_in(text: str) -> str:
     token = TOKEN.search(text)
     if token:
         return _refusal("a login", token[1])
-    for part in (text, unquote(text)):
-        for found in PARAMETER.finditer(part):
-            if SECRET.search(found[1]):
-                scheme = re.search(r"([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
-                return _refusal(f"{found[1]!r} in a URL", scheme[1] if scheme else "")
-    return ""
+    name = _parameter(text) or _parameter(unquote(text))
+    if not name:
+        return ""
+    scheme = re.search(r"([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
+    return _refusal(f"{name!r} in a URL", scheme[1] if scheme else "")
 
 
 def without_credentials(text: str) -> str:
@@ -56,7 +55,18 @@ def without_credentials(text: str) -> str:
         lambda found: f"{found[1]}://{found[2]}:***@" if _is_login(found) else found[0], text
     )
     text = TOKEN.sub(r"\1://***@", text)
-    return re.sub(rf"{PARAMETER.pattern}[^&;#\s'\"]+", _hidden, text)
+    text = re.sub(rf"{PARAMETER.pattern}[^&;#\s'\"]+", _hidden, text)
+    if "%" in text and _parameter(unquote(text)):
+        text = re.sub(r"(?<=\?)\S*%\S*", "***", text)
+    return text
+
+
+def _parameter(text: str) -> str:
+    """Name of the first parameter that is named like a secret and has a value, or ""."""
+    names = (
+        found[1] for found in PARAMETER.finditer(text) if not text.startswith("***", found.end())
+    )
+    return next((name for name in names if SECRET.search(name)), "")
 
 
 def _is_login(found: re.Match[str]) -> bool:
