@@ -1,5 +1,6 @@
 """Shards on the disk and behind a server: the same batches on any ranks, clear refusals."""
 
+import base64
 import gzip
 import io
 import os
@@ -420,3 +421,95 @@ def test_a_header_of_any_bytes_is_samples_or_one_line(tmp_path_factory, data):
     except DataError:
         return
     assert len(index.start) <= 2
+
+
+@pytest.fixture
+def guarded(server, monkeypatch, tmp_path):
+    """(address of the shards, netrc file) of a server that wants me:hunter2, or the token t0ken."""
+    address, handler = server
+    known = ("Basic " + base64.b64encode(b"me:hunter2").decode(), "Bearer t0ken")
+    plain = handler.do_GET
+
+    def ask(self):
+        if self.headers.get("Authorization") not in known:
+            type(self).requests += 1
+            return self.send_error(401)
+        return plain(self)
+
+    handler.do_GET = ask
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("GENBENCH_HTTP_HOST", "GENBENCH_HTTP_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return address, tmp_path / "netrc", handler
+
+
+def test_logins_come_from_netrc(guarded, place):
+    address, netrc, handler = guarded
+    root = f"{address}/cats-{{000..002}}.tar"
+    for text in (
+        "",
+        "default login me password hunter2\n",
+        "machine other login me password hunter2\n",
+        "machine 127.0.0.1 login me password wrong\n",
+    ):
+        netrc.write_text(text)
+        before = handler.requests
+        with pytest.raises(DataError, match="401.*machine 127.0.0.1 login USER") as caught:
+            load(root, "train", 8)
+        assert handler.requests - before == 3, "who wants a login is asked once"
+        assert "\n" not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+    netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
+    images = load(root, "train", 8).images
+    assert torch.equal(images[[0, 30]], load(str(place), "train", 8).images[[0, 30]])
+
+
+def test_logins_come_from_the_environment_for_one_host(guarded, monkeypatch):
+    address, _, _ = guarded
+    monkeypatch.setenv("GENBENCH_HTTP_TOKEN", "t0ken")
+    for host in ("other", ""):
+        monkeypatch.setenv("GENBENCH_HTTP_HOST", host)
+        with pytest.raises(DataError, match="GENBENCH_HTTP_HOST=127.0.0.1"):
+            load(f"{address}/cats-000.tar", "train", 8)
+    for host in ("127.0.0.1", address.removeprefix("http://")):
+        monkeypatch.setenv("GENBENCH_HTTP_HOST", host)
+        assert len(load(f"{address}/cats-000.tar", "train", 8)) > 10
+
+
+@pytest.mark.parametrize("content", [b"machine a login me hunter2 x", b"hunter2", b"\xff\xfe\x00"])
+def test_a_damaged_netrc_is_named_without_its_content(guarded, content):
+    address, netrc, _ = guarded
+    netrc.write_bytes(content)
+    with pytest.raises(DataError, match="netrc") as caught:
+        load(f"{address}/cats-000.tar", "train", 8)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_login_does_not_follow_to_another_host(guarded, place):
+    address, netrc, handler = guarded
+    seen = []
+
+    class Elsewhere(Server):
+        def do_GET(self):
+            seen.append(self.headers.get("Authorization"))
+            return super().do_GET()
+
+    other = ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *words: Elsewhere(*words, directory=str(place))
+    )
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+
+    def redirect(self):
+        self.send_response(302)
+        self.send_header("Location", f"http://localhost:{other.server_port}{self.path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    handler.do_GET = redirect
+    netrc.write_text("machine 127.0.0.1 login me password hunter2\n")
+    assert len(load(f"{address}/cats-000.tar", "train", 8)) > 10
+    other.shutdown()
+    other.server_close()
+    assert seen
+    assert set(seen) == {None}

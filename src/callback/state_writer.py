@@ -45,7 +45,7 @@ class StateWriter:
             self.saved = -1
         if trainer.is_global_zero:
             self.store.clean()
-        if not list(self.store.directory.glob("best-*.ckpt")):
+        if not self.store.steps("best"):
             self.best = None  # it stayed with the run that this one was begun from
 
     def is_new_best(self, value: float) -> bool:

@@ -12,7 +12,12 @@ import secrets
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    redirect_stderr,
+    redirect_stdout,
+)
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from src.config.quick import collect_garbage
 from src.config.rank import is_first
 from src.config.references import CONF, as_referred
 from src.config.run_config import Inside, on_run
-from src.config.secrecy import refuse_secrets
+from src.config.secrecy import masked, refuse_composed, refuse_secrets
 from src.config.threads import choose_threads
 from src.errors import (
     ConfigError,
@@ -79,7 +84,8 @@ def run(
             config_name, words = on_run(config_name, [*map(as_referred, words)], inside)
             sys.argv[1:] = [literal(word) for word in words]
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-            with listening(), redirect_stdout(Patient(sys.stdout)):
+            out, err = Patient(sys.stdout), Patient(sys.stderr)
+            with listening(), redirect_stdout(out), redirect_stderr(err):
                 compose(job)()
         except BaseException as ended:
             sys.exit(_report(ended, config_name, traced))
@@ -105,6 +111,7 @@ def _job(task: Callable[[DictConfig], Any], is_training: bool) -> Callable[[Dict
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
+            refuse_composed(cfg)
             return task(cfg)
         except Exception as error:
             raise _Ended from error
@@ -134,10 +141,10 @@ def _report(ended: BaseException, config_name: str, traced: bool) -> int:
     code, message = explain(error, CONF, config_name, sys.argv[1:])
     if traced or code == 1:
         lines = "".join(traceback.format_exception(error))
-        print(printable(lines, keep="\n"), end="", file=sys.stderr)
+        print(printable(masked(lines), keep="\n"), end="", file=sys.stderr)
     by_rank_0 = not is_first() and isinstance(error, Interrupted | NonFiniteError)
     if message and not by_rank_0:
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {printable(masked(message))}", file=sys.stderr)
     return code
 
 

@@ -82,6 +82,12 @@ def _outside(error: BaseException) -> tuple[int, str]:
         reason = "another rank of this job is gone or does not answer; its own message tells why"
         advice = "resume=auto goes on from the last checkpoint"
         return WorkerLostError.exit_code, f"{reason}, {advice} ({text})"
+    if "Too many open files" in text and not isinstance(error, OSError):  # torch's, of its workers
+        advice = "try a lower dataset.num_workers, or raise the limit (ulimit -n)"
+        return (
+            WorkerLostError.exit_code,
+            f"data workers cannot be heard: too many open files; {advice}",
+        )
     if "DataLoader worker" in text or "DataLoader timed out" in text:
         return WorkerLostError.exit_code, f"{text}; try dataset.num_workers=0"
     if type(error).__name__ == "MisconfigurationException":

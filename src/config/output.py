@@ -1,4 +1,4 @@
-"""What a process prints: plain messages, on a standard output that survives a closed pipe."""
+"""What a process prints: plain messages without secrets, on outputs that survive a closed pipe."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from src.config.rank import is_first
+from src.config.secrecy import masked
 from src.foreign import printable
 
 
 class Patient:
-    """Standard output that survives a closed pipe (``| head``): a training goes on all the same."""
+    """An output without known secrets that survives a closed pipe: a training goes on all the same.
+
+    Arguments:
+        stream: the standard output (``| head`` closes it) or the standard error.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,7 +30,7 @@ class Patient:
     def write(self, text: str) -> int:
         """Write, or discard once the reader is gone."""
         with self._surviving():
-            self._stream.write(text)
+            self._stream.write(masked(text))
         return len(text)
 
     def flush(self) -> None:
@@ -42,11 +47,11 @@ class Patient:
 
 
 class Plain(logging.Formatter):
-    """Messages as they are, but that nothing in them acts on a terminal."""
+    """Messages without known secrets, in which nothing acts on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record, and its traceback where it has one."""
-        return printable(super().format(record), keep="\n")
+        return printable(masked(super().format(record)), keep="\n")
 
 
 class _Stdout(logging.StreamHandler):

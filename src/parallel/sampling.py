@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from src.config.build import build
 from src.config.checks import check_seed
 from src.config.machine import check_machine, settle_precision, warn_if_slow
 from src.dataset.base import to_uint8
-from src.errors import require
+from src.errors import StorageError, require
 from src.files import atomic_path, content_hash
 from src.model.base import CanSample
 from src.noise import Seeds
@@ -54,13 +55,27 @@ class Shards:
         return images if len(images) == len(block) and images.dtype == torch.uint8 else None
 
     def save(self, block: range, images: Tensor) -> None:
-        """Keep the images of a block; raises StorageError when the disk refuses."""
+        """Keep the images of a block; raises StorageError when the disk refuses.
+
+        Another process that draws the same samples may end, and remove them all, meanwhile.
+        """
+        try:
+            self._write(block, images)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            self._write(block, images)
+
+    def _write(self, block: range, images: Tensor) -> None:
         with atomic_path(self._path(block)) as temporary, open(temporary, "wb") as file:
             np.savez(file, images=images.numpy())
 
     def remove(self) -> None:
-        """Delete all shards."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Delete all shards, at once for whoever writes some."""
+        gone = self.directory.with_name(f"{self.directory.name}-{secrets.token_hex(4)}")
+        with suppress(OSError):
+            self.directory.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _path(self, block: range) -> Path:
         return self.directory / f"{block.start:09d}.npz"

@@ -22,6 +22,7 @@ from src.report.pictures import save_png
 from src.report.readings import reading
 from src.report.table import markdown_table, terminal
 from src.rundir.directory import keep_earlier
+from src.rundir.lock import one_at_a_time
 
 SECTIONS = {  # heading -> first parts of the names below it
     "Samples": (
@@ -41,6 +42,7 @@ SECTIONS = {  # heading -> first parts of the names below it
 }
 OTHER = "Losses and the rest"
 FILES = ("evaluation.json", "evaluation.md", "evaluation-bound.png")
+LOCK = ".evaluation.lock"
 
 
 @dataclass
@@ -77,19 +79,21 @@ class Card:
     def write(self, directory: Path) -> list[Path]:
         """``evaluation.json``, ``evaluation.md`` and pictures in ``directory``.
 
-        Those of an earlier evaluation are renamed ``evaluation-1.json`` and so on. Returns the
-        paths of the new ones.
+        Those of an earlier evaluation are renamed ``evaluation-1.json`` and so on, all with one
+        number; evaluations that end at once write one after the other. Returns the paths of the new
+        ones.
         """
-        for name in FILES:
-            keep_earlier(directory / name)
-        files = [directory / name for name in FILES[:2]]
-        details = {name: _details(number) for name, number in self.numbers.items()}
-        extra = {"details": details, "context": self.context, "notes": self.notes}
-        write_json(files[0], self.values | extra)
-        write_text(files[1], self._markdown())
-        for name, picture in self.pictures.items():
-            files.append(directory / f"evaluation-{name}.png")
-            save_png(picture, files[-1])
+        directory.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(directory / LOCK):  # else two that end at once would rename one card
+            keep_earlier(*(directory / name for name in FILES))
+            files = [directory / name for name in FILES[:2]]
+            details = {name: _details(number) for name, number in self.numbers.items()}
+            extra = {"details": details, "context": self.context, "notes": self.notes}
+            write_json(files[0], self.values | extra)
+            write_text(files[1], self._markdown())
+            for name, picture in self.pictures.items():
+                files.append(directory / f"evaluation-{name}.png")
+                save_png(picture, files[-1])
         return files
 
     def show(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -137,15 +138,23 @@ def check_writable(directory: Path, name: str) -> None:
         ) from error
 
 
-def keep_earlier(path: Path) -> None:
-    """Set a file of an earlier part aside: ``metrics.csv`` becomes ``metrics-1.csv``, ``-2``."""
-    if path.exists():
-        earlier = (
-            other.stem.rpartition("-")[2]
-            for other in path.parent.glob(f"{path.stem}-*{path.suffix}")
-        )
-        number = 1 + max((int(number) for number in earlier if number.isdecimal()), default=0)
-        path.rename(path.with_stem(f"{path.stem}-{number}"))
+def keep_earlier(*paths: Path) -> None:
+    """Set files of an earlier part aside: ``metrics.csv`` becomes ``metrics-1.csv``, ``-2``.
+
+    Several get the same number, which none of them has had.
+    """
+    there = [path for path in paths if path.exists()]
+    numbers = [number for path in paths for number in _set_aside(path)] if there else []
+    for path in there:
+        path.rename(path.with_stem(f"{path.stem}-{1 + max(numbers, default=0)}"))
+
+
+def _set_aside(path: Path) -> Iterator[int]:
+    """The numbers of its earlier parts."""
+    for other in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        number = re.fullmatch(r"-([0-9]{1,9})", other.stem.removeprefix(path.stem))
+        if number:
+            yield int(number[1])
 
 
 def output_directory(directory: Path, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,18 @@ def _start_of(pid: int) -> str | None:
     except OSError:  # not Linux, or hidden: the process id alone has to do
         return ""
     return None if state == "Z" else f"{boot} {fields[18]}"
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Run the block in one process at a time, of those that name the same lock file.
+
+    On file systems without locks it runs all the same.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError, NotImplementedError):
+            stack.enter_context(brief_lock(path))
+        yield
 
 
 def brief_lock(path: Path) -> FileLock:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.command import typed_overrides
 from src.config.ownership import signed
 from src.config.references import recorded
+from src.config.secrecy import refuse_recorded
 from src.config.threads import threads_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values; what is one reference and nothing else stays one.
 
-    With ``provenance``: version, commit, command line, threads, this user's signature.
+    With ``provenance``: version, commit, command line, threads, this user's signature. Raises
+    ConfigError where a secret would be recorded.
     """
     full = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    refuse_recorded(full)
     content = recorded(OmegaConf.to_container(cfg, resolve=False), full)
     provenance = {
         "version": _version(),

@@ -65,9 +65,10 @@ class Start(NamedTuple):
         most = BEST * self.path.stat().st_size
         for part in histories(source):
             _copy(part, run_dir / part.name, MAX_HISTORY)
-        for best in (source / "checkpoints").glob("best-*.ckpt"):
-            step = best.stem.partition("-")[2]
-            if step.isdecimal() and int(step[:18]) <= self.step:
+        store = CheckpointStore(source / "checkpoints")
+        for step in store.steps("best"):
+            if step <= self.step:
+                best = store.path(step, "best")
                 _copy(best, run_dir / "checkpoints" / best.name, most)
 
     def give_weights(self, model: GenerativeModel) -> None:

@@ -14,7 +14,9 @@ from src.rundir.archive import damage_within
 
 POINTER = "latest.json"
 LAST = "last.ckpt"  # another name of the file that the pointer names
-STEP = re.compile(r"step-([0-9]{1,18})\.ckpt")
+NAMED = re.compile(r"(step|best)-(\d{8,18})\.ckpt", re.ASCII)  # as this project writes them
+# what only the run itself writes, so who has its lock knows that nobody is at it
+LEFTOVER = re.compile(r"\.((step|best)-\d{8,}\.ckpt|last\.ckpt|latest\.json)\.\w{8}\.tmp", re.ASCII)
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -57,7 +59,7 @@ class CheckpointStore:
         latest = self._latest()
         return [
             self.path(step)
-            for step in sorted(self._steps(), reverse=True)
+            for step in sorted(self.steps(), reverse=True)
             if latest is None or step <= latest
         ]
 
@@ -73,25 +75,32 @@ class CheckpointStore:
             raise StorageError(
                 f"{path}: reads back damaged ({found}); the checkpoint before it is kept"
             )
-        step = int(STEP.fullmatch(path.name)[1])
+        step = int(NAMED.fullmatch(path.name)[2])
         write_json(self.directory / POINTER, {"file": path.name, "step": step})
         alias(path, self.directory / LAST)
-        steps = self._steps()
+        steps = self.steps()
         until = sorted((other for other in steps if other <= step), reverse=True)
         for other in set(steps) - set(until[: self.keep]):
             self.path(other).unlink(missing_ok=True)
         if best:
-            for other in set(self.directory.glob("best-*.ckpt")) - {best}:
-                other.unlink(missing_ok=True)
+            for other in set(self.steps("best")) - {int(NAMED.fullmatch(best.name)[2])}:
+                self.path(other, "best").unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Remove what killed processes have left half-written anywhere in the run."""
-        for leftover in self.directory.parent.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        """Remove checkpoints that killed processes of this run have left half-written.
 
-    def _steps(self) -> list[int]:
-        names = (STEP.fullmatch(path.name) for path in self.directory.glob("step-*.ckpt"))
-        return [int(name[1]) for name in names if name]
+        Whoever calls it holds the lock of the run. Other temporary files may be of evaluations that
+        go on, or of anybody.
+        """
+        for path in self.directory.glob(".*.tmp"):
+            if LEFTOVER.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
+
+    def steps(self, kind: str = "step") -> list[int]:
+        """Of all checkpoints of a kind; ``best-mine.ckpt`` is the user's, and none of them."""
+        names = (NAMED.fullmatch(path.name) for path in self.directory.glob(f"{kind}-*.ckpt"))
+        found = [int(name[2]) for name in names if name]
+        return [step for step in found if self.path(step, kind).is_file()]
 
     def _latest(self) -> int | None:
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
+from src.config.url_secrets import wrong_in
 from src.errors import ConfigError, StorageError, first_line
 from src.rundir.lock import brief_lock
 
@@ -52,10 +52,10 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     Raises ConfigError for an invalid address or one with a password, StorageError where the journal
     cannot be used.
     """
-    if url is not None and re.search(r"://[^/@]*:[^/]*@", url):
-        advice = "settings are recorded; leave it to ~/.pgpass or the like"
+    found = "" if url is None else wrong_in(url)
+    if found:
         scheme = url.partition("://")[0]
-        raise ConfigError(f"sweep.storage={scheme}://...: holds a password, and {advice}")
+        raise ConfigError(f"sweep.storage={scheme}://...: {found}")
     try:
         if url is not None:
             return get_storage(url)

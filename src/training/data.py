@@ -16,6 +16,7 @@ from src.dataset.base import SPLITS, Batch, ImageData
 from src.errors import DataError, require
 from src.noise import Seeds, mix
 from src.training.interruption import leave_signals_to_parent
+from src.training.loader import Loader
 from src.training.order import Batches, EvalPlan, ResumableLoader, TrainPlan, limited
 
 BINARIZE = (None, "static", "dynamic")
@@ -112,7 +113,7 @@ class ImageDataModule(pl.LightningDataModule):
         num = len(self.splits[split])
         plan = EvalPlan(num, mix(self.seed, split), own, self.trainer.global_rank, world)
         batches = self._batches(split, flip=False)
-        return DataLoader(batches, batch_size=None, sampler=plan, **self._loading())
+        return Loader(batches, batch_size=None, sampler=plan, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         """How batches are made; for a GPU in page-locked memory, so that copying needs no wait."""

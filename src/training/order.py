@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from src.dataset.base import Batch, ImageData, to_float
 from src.foreign import checked
 from src.noise import Rows, Seeds, generator, rand
 from src.training.interruption import INTERRUPTION
+from src.training.loader import Loader
 
 BatchKey = tuple[np.ndarray, Seeds | Rows]  # indices of the images of a batch, keys of its noise
 
@@ -101,7 +102,7 @@ class EvalPlan(Sampler[BatchKey]):
             yield np.array(mine), Seeds.of(mine, self.seed)
 
 
-class ResumableLoader(DataLoader):
+class ResumableLoader(Loader):
     """Training loader whose position is part of the checkpoint.
 
     A resumed epoch goes on at the next batch: Lightning saves and restores ``state_dict`` by
