@@ -21,19 +21,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config.explain import explain
+from src.config.options import split_options
+from src.config.origin import CONF, keep_sources
 from src.config.output import Patient, quiet_logging
 from src.config.quick import collect_garbage
 from src.config.rank import is_first
 from src.config.secrecy import refuse_secrets
 from src.config.threads import choose_threads
+from src.config.unread import check_read
+from src.config.words import quoted
 from src.errors import ConfigError, Interrupted, NonFiniteError, ProjectError, first_line
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 RUN_DIR = "hydra.run.dir"
 FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is always set for Hydra
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
+keep_sources()
 # both without nested braces or empty parentheses, for which OmegaConf would start its slow parser
 OmegaConf.register_new_resolver("suffix", secrets.token_hex, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("cache", lambda name: str(_caches() / name), replace=True)
@@ -58,13 +62,14 @@ def run(
         of_run: first words of overrides that concern the configuration of an existing run, not this
             one (``sampler`` for ``sample``); they are handed over unparsed as ``cfg.overrides``.
     """
-    own, passed_on = split_overrides(sys.argv[1:], of_run)
-    sys.argv[1:] = [literal(word) for word in own]
-    job = _job(task, passed_on, is_training=not of_run)
     with _hydra_raises() as traced:
         try:
-            refuse_secrets([*own, *passed_on])
-            if of_run and {"-m", "--multirun"} & {*own}:
+            options, words = split_options(sys.argv[1:])
+            own, passed_on = split_overrides(words, of_run)
+            sys.argv[1:] = [*options, *map(literal, own)]
+            job = _job(task, passed_on, is_training=not of_run)
+            refuse_secrets(words)
+            if of_run and "--multirun" in options:
                 why = "only src.train takes it; give one run after the other"
                 raise ConfigError(f"--multirun: {why}")
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
@@ -96,6 +101,7 @@ def _job(
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
+            check_read(cfg, HydraConfig.get().overrides.task)
             return task(cfg)
         except Exception as error:
             raise _Ended from error
@@ -163,9 +169,7 @@ def literal(word: str) -> str:
     key = key.replace(RUN_DIR, "run_dir")
     if value[0] == value[-1] and value[0] in "'\"" and len(value) > 1:
         return f"{key}={value}"
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
-    return f"{key}='{escaped}'"
+    return f"{key}={quoted(value)}"
 
 
 def _place_run(cfg: DictConfig) -> None:

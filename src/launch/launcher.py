@@ -17,9 +17,11 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.command import composing_words
 from src.config.output import quiet_logging
 from src.config.rank import is_first
 from src.config.settings import check_settings
+from src.config.unread import check_read
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
 from src.report.jobs import print_jobs, write_jobs
@@ -67,7 +69,8 @@ class JobLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by the sweeper."""
+        """Called by the sweeper. Raises ConfigError for a setting that nothing reads."""
+        check_read(config, config.hydra.overrides.task)
         self.context = hydra_context
         self.config = config
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
@@ -125,6 +128,7 @@ class JobLauncher(Launcher):
             devices=cfg.trainer.devices,
             nodes=cfg.trainer.num_nodes,
             name=" ".join(chosen),
+            places=composing_words(self.config.hydra),
         )
         for known in recorded(self.sweep_dir, number):
             changed = " ".join(sorted({*known["overrides"]} ^ {*own}))
