@@ -22,8 +22,9 @@ LOCAL = "file://"
 PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
 IN_WORDS = {  # what the parser says of slips that are made often
     "found a tab character": "a tab; indent with spaces",
+    "'\\t' that cannot start": "a tab; indent with spaces",
     "found duplicate key": "is set twice",
-    "did not find expected ',' or": "a bracket that is not closed",
+    "expected ',' or": "a bracket that is not closed",
     "unexpected end of stream": "a quote or bracket that is not closed",
     "mapping values are not allowed": "a second colon, or a wrong indentation",
     "could not find expected ':'": "a name without a colon",

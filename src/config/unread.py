@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,17 @@ def check_read(cfg: DictConfig, overrides: Sequence[str]) -> None:
             like = known.like(setting)
             why = unused_group(setting) if is_group else no_such_setting(setting, like)
             raise ConfigError(f"{where}: {why}")
+
+
+def check_taken(node: str, settings: Iterable[str], taken: Iterable[str]) -> None:
+    """Raise ConfigError for one of the settings of a node of Hydra's that is none of ``taken``."""
+    known = [f"{node}.{name}" for name in taken]
+    for setting in (f"{node}.{name}" for name in settings):
+        if setting not in known:
+            files = [source.file for source in sources() if source.sets(setting)]
+            where = ": ".join([*files[-1:], setting])
+            line = f"{where}: {no_such_setting(setting, known)}"
+            raise ConfigError(line.replace("hydra.launcher.", "launcher."))  # as it is typed
 
 
 class Known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from src.config.command import composing_words
 from src.config.output import quiet_logging
 from src.config.rank import is_first
 from src.config.settings import check_settings
-from src.config.unread import check_read
+from src.config.unread import check_read, check_taken
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, recorded
 from src.report.jobs import print_jobs, write_jobs
@@ -83,6 +84,7 @@ class JobLauncher(Launcher):
     def backend(self) -> Backend:
         """The backend. Raises ConfigError where its settings do not fit, or it is not installed."""
         kind = get_class(self.kind)
+        check_taken("hydra.launcher", self.settings, list(inspect.signature(kind).parameters))
         check_settings(OmegaConf.create({"launcher": self.settings}), launcher=kind)
         return kind(grace=self.config.get("grace_seconds", INTERRUPTION.grace), **self.settings)
 
