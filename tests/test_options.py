@@ -82,6 +82,14 @@ def test_places_of_files_reach_other_processes(monkeypatch, tmp_path):
     assert composing_words(hydra_with(("main", "file", "/project/conf"))) == ["--config-name=mine"]
 
 
+@pytest.mark.parametrize("place", ["[nope]", "[file://nope]", "['no pe',/]"])
+def test_a_place_that_is_not_there_is_refused(cli, place):
+    done = cli("train", f"hydra.searchpath={place}", "hydra.run.dir=run")
+    assert done.code == 2, done
+    assert "error: hydra.searchpath=no" in done.err
+    assert "must be a directory that is there" in done.err
+
+
 @pytest.fixture
 def own(tmp_path):
     file = tmp_path / "own dir" / "experiment" / "mine.yaml"

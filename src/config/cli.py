@@ -20,6 +20,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from src.config.command import check_places
 from src.config.explain import explain
 from src.config.options import split_options
 from src.config.origin import CONF, keep_sources
@@ -101,6 +102,7 @@ def _job(
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
+            check_places(HydraConfig.get())
             check_read(cfg, HydraConfig.get().overrides.task)
             return task(cfg)
         except Exception as error:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.config.words import quoted
+from src.errors import require
 
 OF_PRIMARY = ("--config-path=", "--config-name=")  # options of Hydra, as the command line has them
 ONCE = ("run_dir=", "resume=", "ckpt_path=", "init_from=")  # a restart sets these for itself
@@ -39,6 +40,14 @@ def composing_words(hydra: DictConfig) -> list[str]:
         elif source.provider == "hydra.searchpath in command-line":
             searched.append(quoted(f"{source.schema}://{place}"))
     return [*words, *([f"hydra.searchpath=[{','.join(searched)}]"] if searched else [])]
+
+
+def check_places(hydra: DictConfig) -> None:
+    """Raise ConfigError for a place of ``hydra.searchpath`` that is not there: Hydra goes on."""
+    for source in hydra.runtime.config_sources:
+        searched = source.schema == "file" and source.provider.startswith("hydra.searchpath")
+        is_there = not searched or Path(source.path).is_dir()
+        require(is_there, "hydra.searchpath", source.path, "must be a directory that is there")
 
 
 def resume_command(run_dir: Path, *more: str) -> str:

@@ -23,6 +23,7 @@ PACKAGE = re.compile(r"\s*#\s*@package\s+(\S+)")
 IN_WORDS = {  # what the parser says of slips that are made often
     "found a tab character": "a tab; indent with spaces",
     "'\\t' that cannot start": "a tab; indent with spaces",
+    "cannot start any token": "a tab; indent with spaces (or a letter that begins no value: @ %)",
     "found duplicate key": "is set twice",
     "expected ',' or": "a bracket that is not closed",
     "unexpected end of stream": "a quote or bracket that is not closed",
