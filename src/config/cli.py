@@ -7,7 +7,6 @@ read.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 import traceback
@@ -25,7 +24,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from src.config.command import check_places
 from src.config.explain import explain
+from src.config.options import split_options
+from src.config.origin import keep_sources
 from src.config.output import Patient, quiet_logging
 from src.config.quick import collect_garbage
 from src.config.rank import is_first
@@ -33,6 +35,8 @@ from src.config.references import CONF, as_referred
 from src.config.run_config import Inside, on_run
 from src.config.secrecy import masked, refuse_composed, refuse_secrets
 from src.config.threads import choose_threads
+from src.config.unread import check_read
+from src.config.words import quoted
 from src.errors import (
     ConfigError,
     Interrupted,
@@ -48,6 +52,7 @@ FULL_ERROR = "GENBENCH_FULL_ERROR"  # the user's HYDRA_FULL_ERROR, which is alwa
 LITERAL = {RUN_DIR, "hydra.sweep.dir", "run_dir", "ckpt_path", "init_from", "output", "cache_dir"}
 LITERAL |= {"dataset.root", "features.weights"}
 
+keep_sources()
 # both without nested braces or empty parentheses, for which OmegaConf would start its slow parser
 OmegaConf.register_new_resolver("suffix", secrets.token_hex, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("cache", lambda name: str(_caches() / name), replace=True)
@@ -73,16 +78,17 @@ def run(
         inside: reads the configuration inside a checkpoint.
     """
     is_training = config_name == "train"
-    words = sys.argv[1:] if is_training else _without_run_dir(sys.argv[1:])
     job = _job(task, is_training)
     with _hydra_raises() as traced:
         try:
+            options, words = split_options(sys.argv[1:])
+            words = words if is_training else _without_run_dir(words)
             refuse_secrets(words)
-            if not is_training and {"-m", "--multirun"} & {*words}:
+            if not is_training and "--multirun" in options:
                 why = "only src.train takes it; give one run after the other"
                 raise ConfigError(f"--multirun: {why}")
             config_name, words = on_run(config_name, [*map(as_referred, words)], inside)
-            sys.argv[1:] = [literal(word) for word in words]
+            sys.argv[1:] = [*options, *map(literal, words)]
             compose = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             out, err = Patient(sys.stdout), Patient(sys.stderr)
             with listening(), redirect_stdout(out), redirect_stderr(err):
@@ -112,6 +118,8 @@ def _job(task: Callable[[DictConfig], Any], is_training: bool) -> Callable[[Dict
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
             refuse_composed(cfg)
+            check_places(HydraConfig.get())
+            check_read(cfg, HydraConfig.get().overrides.task)
             return task(cfg)
         except Exception as error:
             raise _Ended from error
@@ -174,9 +182,7 @@ def literal(word: str) -> str:
     key = key.replace(RUN_DIR, "run_dir")
     if value[0] == value[-1] and value[0] in "'\"" and len(value) > 1:
         return f"{key}={value}"
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
-    return f"{key}='{escaped}'"
+    return f"{key}={quoted(value)}"
 
 
 def _place_run(cfg: DictConfig) -> None:

@@ -6,13 +6,11 @@ import errno
 import re
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.config.words import names, nearest
+from src.config.origin import sources
+from src.config.words import names, nearest, no_such_setting, unused_group
 from src.errors import (
     ConfigError,
     Interrupted,
@@ -52,7 +50,7 @@ def explain(
     if isinstance(error, MissingMandatoryValue):
         return ConfigError.exit_code, f"{error.full_key}: must be given, as in {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return ConfigError.exit_code, _bad_override(error, conf, config_name, overrides)
+        return ConfigError.exit_code, _bad_override(error, conf, overrides)
     return _outside(error)
 
 
@@ -67,7 +65,7 @@ def _exit(error: SystemExit) -> tuple[int, str]:
 
 def _interrupted(error: Interrupted, config_name: str, overrides: list[str]) -> str:
     """How to go on; the table of a multirun says it for each of its runs."""
-    is_one_run = config_name.startswith("train") and not {"-m", "--multirun"} & {*overrides}
+    is_one_run = config_name.startswith("train") and "--multirun" not in overrides
     advice = "; resume=auto with the same hydra.run.dir goes on" if is_one_run else ""
     return f"stopped by {error}{advice}"
 
@@ -102,13 +100,16 @@ def _outside(error: BaseException) -> tuple[int, str]:
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
+    if not options:
+        advice = "in the defaults of a file another group begins with a slash, as in /model"
+        return f"{first_line(error).rstrip('.')}; {advice}"
     there = f"there are {', '.join(options)}"
     return f"{group}={option}: no such option{nearest(option, options)}; {there}"
 
 
-def _bad_override(error: Exception, conf: Path, config_name: str, overrides: list[str]) -> str:
+def _bad_override(error: Exception, conf: Path, overrides: list[str]) -> str:
     """Name the override that did not fit, with the nearest setting that exists."""
-    text = _one_line(error)
+    text = _one_line(error if str(error) else error.__cause__ or error)
     merging = "Error merging override "
     if text.startswith(merging):
         return f"{text.removeprefix(merging)}: {first_line(error.__cause__ or error)}"
@@ -117,14 +118,13 @@ def _bad_override(error: Exception, conf: Path, config_name: str, overrides: lis
         return text.removeprefix("Error parsing override ")
     guilty = [word for word in overrides if word.lstrip("+~").partition("=")[0] == key]
     if not guilty:
-        return text
-    known = _known(conf, config_name, [word for word in overrides if word not in guilty])
+        return f"{text.rstrip('.')}{nearest(key, [folder.name for folder in conf.iterdir()])}"
+    known = _known(conf)
     group = key.partition(".")[0]
     is_used = not known or any(name.startswith(f"{group}.") for name in known)
     if (conf / group).is_dir() and not is_used:
-        why = f"nothing in this configuration uses the group {group!r} (another model may)"
-        return f"{guilty[0]}: {why}"
-    line = f"{guilty[0]}: {_no_such_setting(key, known)} (see --help)"
+        return f"{guilty[0]}: {unused_group(group)}"
+    line = f"{guilty[0]}: {no_such_setting(key, known)} (see --help)"
     return line.replace("hydra.launcher.", "launcher.")  # as it was typed
 
 
@@ -135,28 +135,11 @@ def _rejected_key(error: Exception) -> str | None:
     return None if match is None else (match[1] or match[2]).split("@")[0]
 
 
-def _no_such_setting(key: str, known: list[str]) -> str:
-    """That there is no such setting, with the nearest of the same node, or all of these."""
-    parent = key.rpartition(".")[0]
-    beside = [name for name in known if parent and name.rpartition(".")[0] == parent]
-    advice = nearest(key, beside or known)
-    if beside and not advice:
-        advice = f"; there are {', '.join(name.rpartition('.')[2] for name in beside)}"
-    return f"there is no setting {key!r}{advice}"
-
-
-def _known(conf: Path, config_name: str, overrides: list[str]) -> list[str]:
-    """Names of all settings and groups of the configuration without the override at fault."""
-    GlobalHydra.instance().clear()
-    words = [word for word in overrides if "=" in word and not word.startswith("hydra")]
-    try:
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            cfg = compose(config_name, words, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ConfigError):
-        return []
-    settings = names(OmegaConf.to_container(cfg, resolve=False))
+def _known(conf: Path) -> list[str]:
+    """Names of all settings that the files of the configuration have, and of the groups."""
+    settings = [name for source in sources() for name in names(source.content)]
     groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
-    return [name for name in settings if "._" not in f".{name}"] + groups
+    return list(dict.fromkeys([name for name in settings if "._" not in f".{name}"] + groups))
 
 
 def _of_worker(error: ProjectError) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.words import nearest, nodes, typed
+from src.config.words import OF_OBJECTS, nearest, nodes, typed
 from src.errors import ConfigError, require
 
 AN_OBJECT = "an object: a node of settings with a _target_"
@@ -29,7 +29,6 @@ PLAIN = {  # what a value of a configuration can be, by the type that a construc
 WORDS = {int: "an integer", float: "a number", bool: "true or false", NoneType: "null"}
 LARGEST = {float: 3.4e38, int: 2**63 - 1, bool: 1}  # what tensors can hold
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable), (dict, Mapping)
-OF_OBJECTS = ("callback", "logger")  # groups of any number of objects, each with a name
 FILLED_IN = {"trainer.max_steps"}  # null until the data are known
 OURS = {"trainer.compile"}  # beside those that the target takes
 

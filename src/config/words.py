@@ -8,12 +8,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+OF_OBJECTS = ("callback", "logger")  # groups of any number of objects, each with a name
+
 
 def typed(value: Any) -> str:  # noqa: ANN401 (whatever a configuration can hold)
     """A value as it is typed on the command line: ``null``, ``true``, ``[1,2]``, ``0.003``."""
     if isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"), default=str)
+
+
+def quoted(text: str) -> str:
+    """In quotes between which Hydra's grammar takes any letter literally."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped).replace("${", "\\${")
+    return f"'{escaped}'"
 
 
 def brief(value: Any) -> str:  # noqa: ANN401 (whatever a context can hold)
@@ -68,3 +77,25 @@ def nearest(name: str, known: list[str]) -> str:
     """``; did you mean X?`` for the known name closest to ``name``, or an empty string."""
     found = difflib.get_close_matches(name, known, n=1, cutoff=0.78)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def no_such_setting(key: str, known: list[str]) -> str:
+    """That there is no setting ``key``, with the nearest of the same node, or all of these."""
+    parent = key.rpartition(".")[0]
+    beside = [name for name in known if parent and name.rpartition(".")[0] == parent]
+    advice = nearest(key, beside or known) or _longer(key, beside) or _longer(key, known)
+    if beside and not advice:
+        advice = f"; there are {', '.join(name.rpartition('.')[2] for name in beside)}"
+    return f"there is no setting {key!r}{advice}"
+
+
+def _longer(key: str, known: list[str]) -> str:
+    """``; did you mean a.x_b?`` for ``b``: the names that end in the same words, if few do."""
+    last = key.rpartition(".")[2]
+    found = [name for name in known if re.search(rf"(\b|_){re.escape(last)}$", name)]
+    return f"; did you mean {' or '.join(found)}?" if 0 < len(found) <= 3 else ""
+
+
+def unused_group(group: str) -> str:
+    """That the group is there, and not in this configuration."""
+    return f"nothing in this configuration uses the group {group!r} (another model may)"

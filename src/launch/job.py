@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Job:
         handle: the job's name at a cluster.
         starts: how often it was handed over to one.
         log_start: bytes of the log that are of earlier starts.
+        places: words that say where the composition looks for its files.
     """
 
     number: int
@@ -87,11 +88,13 @@ class Job:
     handle: str | None = None
     starts: int = 0
     log_start: int = 0
+    places: list[str] = field(default_factory=list)
 
     @property
     def command(self) -> list[str]:
         """The command line of the job; given again, it resumes the run."""
-        return [*COMMAND, *self.overrides, f"hydra.run.dir={self.run_dir}", "resume=auto"]
+        restart = (f"hydra.run.dir={self.run_dir}", "resume=auto")
+        return [*COMMAND, *self.places, *self.overrides, *restart]
 
     def file(self, suffix: str) -> Path:
         """``jobs/<number>.<suffix>`` beside the run directories."""

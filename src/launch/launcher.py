@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,12 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.command import composing_words
 from src.config.output import quiet_logging
 from src.config.rank import is_first
 from src.config.run_config import name_of_choice
 from src.config.settings import check_settings
+from src.config.unread import check_read, check_taken
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, record_of, recorded
 from src.report.jobs import print_jobs, write_jobs
@@ -68,7 +71,8 @@ class JobLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by the sweeper."""
+        """Called by the sweeper. Raises ConfigError for a setting that nothing reads."""
+        check_read(config, config.hydra.overrides.task)
         self.context = hydra_context
         self.config = config
         self.sweep_dir = Path(config.hydra.sweep.dir).expanduser().resolve()
@@ -81,6 +85,7 @@ class JobLauncher(Launcher):
     def backend(self) -> Backend:
         """The backend. Raises ConfigError where its settings do not fit, or it is not installed."""
         kind = get_class(self.kind)
+        check_taken("hydra.launcher", self.settings, list(inspect.signature(kind).parameters))
         check_settings(OmegaConf.create({"launcher": self.settings}), launcher=kind)
         return kind(grace=self.config.get("grace_seconds", INTERRUPTION.grace), **self.settings)
 
@@ -128,6 +133,7 @@ class JobLauncher(Launcher):
             devices=cfg.trainer.devices,
             nodes=cfg.trainer.num_nodes,
             name=" ".join(chosen),
+            places=composing_words(self.config.hydra),
         )
         known = record_of(self.sweep_dir, number)
         if known:
