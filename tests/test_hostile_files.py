@@ -254,7 +254,7 @@ def test_the_users_own_files_stop_nothing(tmp_path):
 )
 def test_what_is_no_history(tmp_path, text):
     (tmp_path / "metrics.csv").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(StorageError, match="metrics.csv: it is no history of a run") as caught:
+    with pytest.raises(DataError, match="metrics.csv: damaged") as caught:
         read_history(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -262,7 +262,7 @@ def test_what_is_no_history(tmp_path, text):
 def test_odd_histories_and_locks(theirs):
     folder, put = theirs
     if put("metrics.csv").exists():
-        with pytest.raises(StorageError, match="metrics.csv: it is no history of a run"):
+        with pytest.raises(DataError, match="metrics.csv: damaged"):
             read_history(folder)
     put(lock.NAME)
     with pytest.raises(StorageError, match=rf"hydra.run.dir={folder}: "), lock.locked(folder):

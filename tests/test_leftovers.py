@@ -143,7 +143,7 @@ def test_workers_that_cannot_be_started(monkeypatch, failing, error):
     with pytest.raises(WorkerLostError, match=r"num_workers=3: its data workers .*ulimit -n"):
         iter(loader)
     assert not [worker for worker in calls if worker.pid and worker.is_alive()]
-    assert explain(RuntimeError("Too many open files. Communication"), None, "", [], ())[0] == 8
+    assert explain(RuntimeError("Too many open files. Communication"), None, "", [])[0] == 8
 
 
 def test_a_process_ends_though_its_workers_are_deaf(tmp_path):

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.dataset import shards
+from src.dataset import ranges, shards
 from src.dataset.base import SPLITS
 from src.dataset.webdataset import _expand, load, write_index
 from src.errors import ConfigError, DataError
@@ -95,7 +95,7 @@ class Server(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(place, monkeypatch):
     """(address of the shards, its handler)."""
-    monkeypatch.setattr(shards, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(ranges, "WAITS", (0.01, 0.01))
     handler = type("Handler", (Server,), {})
     http = ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *words: handler(*words, directory=str(place))

@@ -20,6 +20,7 @@ OMITTED = {  # names or paths
     "resume",
     "optimized_metric",
     "trusted_packages",
+    "note",
     "provenance",
     # of what is shown or kept, not of what is learned
     "logger",

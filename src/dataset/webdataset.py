@@ -22,7 +22,8 @@ from torch import Tensor
 
 from src.dataset.base import SPLITS, ImageData, check_split
 from src.dataset.image_folder import decode_image
-from src.dataset.shards import NO_LABEL, Index, read_indices, read_ranges, write_index
+from src.dataset.ranges import read_ranges
+from src.dataset.shards import NO_LABEL, Index, read_indices, write_index
 from src.errors import DataError, ProjectError, require
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs")  # the last two with the packages s3fs and gcsfs

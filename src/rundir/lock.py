@@ -114,8 +114,11 @@ def _remove_if_dead(path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             return
-        owner = _owner(file.read(MAX_LOCK).decode(errors="replace"))
+        content = file.read(MAX_LOCK + 1)
+        owner = _owner(content.decode(errors="replace"))
         problem = _why_not(owner, path)
+        if len(content) > MAX_LOCK:
+            problem = _no_lock(path, ValueError(f"has more than {MAX_LOCK} bytes"))
         if problem:
             raise StorageError(f"hydra.run.dir={path.parent}: {problem}")
         who = f"process {owner['pid']}" if owner else "a process that had no time to say which"

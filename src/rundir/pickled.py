@@ -1,8 +1,8 @@
 """What a pickled checkpoint would build, found out without building it.
 
-``torch.load(weights_only=True)`` runs nothing, but takes a ``bytearray`` of any length, or a name
-of shared tuples that is hashed for ever. Here the pickle's instructions are followed one by one, in
-time and memory that its own size bounds, and all but tensors and plain values are refused.
+``torch.load`` with ``weights_only=True`` runs nothing, but takes a ``bytearray`` of any length, or
+a name of shared tuples that is hashed for ever. Here the pickle's instructions are followed one by
+one, in time and memory that its own size bounds; all but tensors and plain values are refused.
 """
 
 from __future__ import annotations

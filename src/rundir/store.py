@@ -99,8 +99,7 @@ class CheckpointStore:
     def steps(self, kind: str = "step") -> list[int]:
         """Of all checkpoints of a kind; ``best-mine.ckpt`` is the user's, and none of them."""
         names = (NAMED.fullmatch(path.name) for path in self.directory.glob(f"{kind}-*.ckpt"))
-        found = [int(name[2]) for name in names if name]
-        return [step for step in found if self.path(step, kind).is_file()]
+        return [int(name[2]) for name in names if name]
 
     def _latest(self) -> int | None:
         try:
