@@ -25,6 +25,7 @@ from src.rundir.store import CheckpointStore, damage  # noqa: E402
 RUN = (
     *(
         "model=ddpm",
+        "trusted_packages=[faults]",
         "network=mlp",
         "network.hidden=32",
         "schedule.num_timesteps=20",

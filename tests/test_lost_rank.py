@@ -8,6 +8,7 @@ TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 RUN = (
     *(
         "model=vae",
+        "trusted_packages=[faults]",
         "network=mlp_autoencoder",
         "logger=csv",
         "callback.grid=null",

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from src.checkpoint import load_model
 from src.comparison.run_settings import run_settings
 from src.config.references import CONF, as_referred, without_references
 from src.config.run_config import OF_MACHINE, named_run, on_run
+from src.errors import ProjectError
 from src.rundir.checkpoint import read_checkpoint
 
 CHOSEN = {  # runs whose words are not those of the default
@@ -272,3 +275,57 @@ def test_a_multirun_on_a_run(cli, runs, tmp_path):
         assert config["seed"] == number
         assert config["model"]["latent_dim"] == 3
         assert config["optimizer"]["lr"] == 1e-5
+
+
+def based(entry, *words):
+    """Name of the primary configuration, or "" and why there is none."""
+    try:
+        return on_run(entry, [*words], dict)[0], ""
+    except ProjectError as error:
+        return "", str(error)
+
+
+ODD = [7, [], None, "x", "{_target_: os.system, command: 'true'}", {}, {7: 8}]
+BRINGS = {"defaults": [{"/network@_global_.hydra.job_logging": "of_run"}, "_self_"]}
+NODES = ["dataset", "trainer", "model", "callback", "features", "optimizer", "network", "seed"]
+
+
+@pytest.mark.parametrize("entry", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize("node", NODES)
+def test_an_odd_node_of_a_stranger_is_refused_or_harmless(before, entry, node):
+    config = recorded(before)
+    for odd in (*ODD, (config[node] if isinstance(config[node], dict) else {}) | BRINGS):
+        (before / "config.yaml").write_text(yaml.safe_dump(config | {node: odd}))
+        _, refusal = based(entry, f"init_from={before}")
+        assert len(refusal.splitlines()) <= 1
+        if refusal:
+            continue
+        stored = ConfigStore.instance().repo
+        held = stored.get(node, {}).get("of_run.yaml")
+        assert held is None or (OmegaConf.is_dict(held.node) and "defaults" not in held.node)
+
+
+@pytest.mark.parametrize("key", ["hydra", "defaults", "a@b", "/tmp", "..", "", "x" * 300, 7, None])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_no_setting_of_a_run_is_not_taken(before, key, own):
+    config = recorded(before) | {key: {"job_logging": {"version": 1}}}
+    (before / "config.yaml").write_text(yaml.safe_dump(config))
+    words = [f"hydra.run.dir={before}", "resume=auto"] if own else [f"init_from={before}"]
+    name, refusal = based("train", *words)
+    assert len(refusal.splitlines()) <= 1
+    if refusal:
+        return
+    primary = OmegaConf.to_container(ConfigStore.instance().repo[f"{name}.yaml"].node)
+    conf = yaml.safe_load((CONF / "train.yaml").read_text())
+    assert primary["hydra"] == conf["hydra"]
+    assert primary.keys() <= conf.keys()
+
+
+def test_trust_is_typed_not_set_in_a_file(cli, small, tmp_path):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ntrusted_packages: [faults]\n"
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+    words = ["--config-dir", str(tmp_path / "own"), "experiment=mine", "model=ae"]
+    done = cli("train", *words, *small, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 2
+    assert "trusted_packages=['faults']: is typed on the command line" in done.err

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.config.machine import check_machine
 from src.config.settings import check_settings
+from src.config.untrusted import check_trusted
 from src.errors import require
 
 
@@ -82,6 +83,7 @@ def check_training(cfg: DictConfig, **built_by_hand: type) -> None:
     built_by_hand: as in ``check_settings``.
     """
     check_settings(cfg, **built_by_hand)
+    check_trusted(cfg.trusted_packages)
     check_seed(cfg.seed)
     processes = check_trainer(cfg.trainer)
     _check_optimizer(cfg.optimizer)

@@ -36,6 +36,7 @@ from src.config.run_config import Inside, on_run
 from src.config.secrecy import masked, refuse_composed, refuse_secrets
 from src.config.threads import choose_threads
 from src.config.unread import check_read
+from src.config.untrusted import check_trusted
 from src.config.words import quoted
 from src.errors import (
     ConfigError,
@@ -111,12 +112,10 @@ def _job(task: Callable[[DictConfig], Any], is_training: bool) -> Callable[[Dict
         if is_training:
             with open_dict(cfg):
                 _place_run(cfg)
-        is_list = OmegaConf.is_list(cfg.trusted_packages)
-        allowed = "must be a list: trusted_packages=[mypackage]"
-        require(is_list, "trusted_packages", cfg.trusted_packages, allowed)
         devices = OmegaConf.select(cfg, "trainer.devices")
         choose_threads(ranks=devices if isinstance(devices, int) else 1)
         try:
+            _check_trust(cfg)
             refuse_composed(cfg)
             check_places(HydraConfig.get())
             check_read(cfg, HydraConfig.get().overrides.task)
@@ -125,6 +124,15 @@ def _job(task: Callable[[DictConfig], Any], is_training: bool) -> Callable[[Dict
             raise _Ended from error
 
     return job
+
+
+def _check_trust(cfg: DictConfig) -> None:
+    """Raise ConfigError where another than who types it says what is trusted."""
+    check_trusted(cfg.trusted_packages)
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    by_hand = any(word.lstrip("+").startswith("trusted_packages=") for word in typed)
+    allowed = "is typed on the command line, not set in a file"
+    require(by_hand or not cfg.trusted_packages, "trusted_packages", cfg.trusted_packages, allowed)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.config.origin import sources
-from src.config.words import names, nearest, no_such_setting, unused_group
+from src.config.words import OF_RUN, names, nearest, no_such_setting, unused_group
 from src.errors import (
     ConfigError,
     Interrupted,
@@ -99,7 +99,7 @@ def _outside(error: BaseException) -> tuple[int, str]:
 
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    options = sorted(error.options or [])
+    options = sorted(option for option in error.options or [] if option != OF_RUN)
     if not options:
         advice = "in the defaults of a file another group begins with a slash, as in /model"
         return f"{first_line(error).rstrip('.')}; {advice}"

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,7 +27,8 @@ from src.foreign import shown
 KEY_FILE = "GENBENCH_KEY_FILE"
 SIGNATURE = "signature"  # in the provenance
 KEY_BYTES = 32
-NAMES = {"root", "weights", "dirpath", "save_dir", "cache_dir", "storage"}  # of settings: places
+NAMES = {"root", "weights", "dirpath", "save_dir", "cache_dir", "storage", "path", "file"}
+NAMES |= {"filename", "dir", "directory", "folder", "url", "log_dir"}  # of settings: places
 
 
 def signed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def _places(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _is_place(name: str, value: str) -> bool:
-    looks_so = value.startswith(("/", "~", "./", "../", "\\")) or "://" in value
+    looks_so = value.startswith(("/", "~", "./", "\\")) or "://" in value
+    looks_so |= ".." in re.split(r"[/\\]", value)
     return (name in NAMES or looks_so) and not value.startswith("${")
 
 

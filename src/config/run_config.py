@@ -7,6 +7,7 @@ configuration as the primary one, each of its groups as an option that another o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -19,19 +20,22 @@ from src.config.ownership import is_own, without_places
 from src.config.references import CONF, NOWHERE, at, with_references
 from src.config.threads import choose_threads
 from src.config.untrusted import check_built, check_config, plain_yaml
-from src.config.words import option_of
+from src.config.words import OF_RUN, name_of_choice
 from src.errors import CheckpointError, first_line
 from src.files import read_regular
+from src.foreign import shown
 
 TRUSTED = "trusted_packages"  # by who types it, never by a run
-OF_RUN = "of_run"  # the option of each group that the run's own node is
 WHOLE = ("model", "experiment", "sweep")  # typed, they describe a run by themselves
 # what describes this machine and this start is never taken from the run of another directory
 OF_START = {"hydra", "launcher", "logger", "cache_dir", "run_dir", "ckpt_path", "init_from"}
 OF_START |= {"resume", "grace_seconds", "provenance", "sweep", "experiment", TRUSTED}
+NEVER = {"hydra", "defaults", "provenance", TRUSTED}  # what acts, or is this command line's
 OF_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "default_root_dir")
 OF_TRAINING = {"trainer", "callback", "optimizer", "lr_schedule", "metric"}  # not of its outcome
 LEFT_OUT = {"evaluate": OF_TRAINING, "sample": {*OF_TRAINING, "features"}}
+NEEDED = ("model", "dataset", "trainer")  # nodes of every run
+OBJECTS = ("model", "features")
 MAX_CONFIG = 2**20  # bytes of a config.yaml
 
 
@@ -66,14 +70,18 @@ def named_run(words: list[str]) -> Named | None:
     number = typed.get("trainer.devices", "")
     devices = int(number) if re.fullmatch(r"\d{1,4}", number) else 0
     if typed.get("resume") == "auto" and "hydra.run.dir" in typed:
-        directory = Path(typed["hydra.run.dir"]).expanduser()
-        if _recorded(directory).exists():
+        directory = Path(os.path.expanduser(typed["hydra.run.dir"]))
+        if os.path.lexists(_recorded(directory)):
             return Named(directory, "hydra.run.dir", True, devices)
     for setting in ("ckpt_path", "init_from"):
-        path = Path(typed.get(setting) or "nowhere given").expanduser()
-        if path.is_file() or _recorded(path).exists() or (path / "checkpoints").is_dir():
+        path = Path(os.path.expanduser(typed.get(setting) or "nowhere given"))
+        if os.path.isfile(path) or os.path.lexists(_recorded(path)) or _has_checkpoints(path):
             return Named(path, setting, False, devices)
     return None
+
+
+def _has_checkpoints(path: Path) -> bool:
+    return os.path.isdir(path / "checkpoints")
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -84,7 +92,7 @@ def _pair(word: str) -> tuple[str, str]:
 
 def _recorded(path: Path) -> Path:
     """Where the configuration of a run lies, by its directory or one of its checkpoints."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return path / "config.yaml"
     return path.resolve().parent.parent / "config.yaml"
 
@@ -164,18 +172,39 @@ def on_run(config_name: str, words: list[str], inside: Inside) -> tuple[str, lis
 
 def _check_built(config: dict[str, Any], run: Named, trusted: list[str]) -> None:
     try:
+        for group, node in config.items():
+            if (CONF / group).is_dir():
+                _check_node(group, node)
         check_built(config, trusted)
     except ValueError as error:
         refused = f"{run.setting}={run.path}: refused, its configuration's"
         raise CheckpointError(f"{refused} {first_line(error)}") from error
 
 
+def _check_node(group: str, node: object) -> None:
+    """Raise ValueError unless it is a node of settings that brings no file of Hydra's along.
+
+    A text would be parsed as YAML, and ``defaults`` read as files to compose.
+    """
+    if group not in NEEDED and node is None:
+        return
+    if not isinstance(node, dict) or not all(isinstance(key, str) for key in node):
+        raise ValueError(f"{group} is {shown(node)}, settings were expected")
+    if "defaults" in node:
+        raise ValueError(f"{group} has a setting 'defaults', which is none")
+    if group in OBJECTS and "_target_" not in node:
+        raise ValueError(f"{group} names nothing to build")
+
+
 def _of_base(config: dict[str, Any], config_name: str, run: Named) -> dict[str, Any]:
     """What of a run's configuration this entry point starts from."""
-    left_out = {"provenance", TRUSTED} if run.own else OF_START
-    left_out = left_out | LEFT_OUT.get(config_name, set())
-    config = {key: node for key, node in config.items() if key not in left_out}
-    if "trainer" in config and not run.own:
+    primary = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
+    known = {key for key in primary if key not in NEVER}
+    known |= {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    known -= NEVER if run.own else OF_START
+    known -= LEFT_OUT.get(config_name, set())
+    config = {key: node for key, node in config.items() if key in known}
+    if not run.own and isinstance(config.get("trainer"), dict):
         default = yaml.safe_load((CONF / "trainer" / "default.yaml").read_text(encoding="utf-8"))
         config["trainer"] = config["trainer"] | {key: default[key] for key in OF_MACHINE}
     return config
@@ -201,11 +230,6 @@ def _named_for(run_dir: str, config: Mapping[str, Any]) -> str:
         name = name_of_choice(OF_RUN, config[group])
         run_dir = run_dir.replace(f"${{hydra:runtime.choices.{group}}}", name)
     return run_dir
-
-
-def name_of_choice(option: str, node: Mapping[str, Any]) -> str:
-    """The option that was chosen of a group; where it is the named run's node, what that is."""
-    return (option_of(node) or option) if option == OF_RUN else option
 
 
 def _fitted(words: list[str], config: Mapping[str, Any]) -> list[str]:

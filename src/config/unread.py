@@ -17,9 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.origin import Source, header, sources
 from src.config.references import CONF
-from src.config.run_config import OF_RUN
 from src.config.signature import parameters_of
-from src.config.words import OF_OBJECTS, flat, names, no_such_setting, nodes, typed, unused_group
+from src.config.words import (
+    OF_OBJECTS,
+    OF_RUN,
+    flat,
+    names,
+    no_such_setting,
+    nodes,
+    typed,
+    unused_group,
+)
 from src.errors import ConfigError, require
 
 STUDY = "sweep/study"  # the file of the whole configuration that says what a study has

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 from yaml.loader import SafeLoader
 
 from src.config.references import resolved, settings_of, targets_of_conf
-from src.errors import first_line
+from src.errors import first_line, require
 from src.foreign import MAX_DIGITS, shown
 
 MAX_TEXT = 256 * 2**10  # characters of a configuration
@@ -114,6 +114,13 @@ def check_built(config: Mapping[str, Any], trusted: Collection[str] = ()) -> Non
             if not (named or _is_public(target, trusted)):
                 why = f"{group}: wants to build {shown(target)}, which conf/ does not name"
                 raise ValueError(f"{why}; {advice_on(target)}")
+
+
+def check_trusted(value: object) -> None:
+    """Raise ConfigError unless ``trusted_packages`` is a list of names."""
+    names = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
+    allowed = "must be a list of names: trusted_packages=[mypackage]"
+    require(all(isinstance(name, str) for name in names), "trusted_packages", value, allowed)
 
 
 def advice_on(target: object) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 LOGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/:\[]*):([^\s@](?:(?!://)[^@\n])*)@", re.IGNORECASE)
 PORT = re.compile(r"\d{1,5}(?:[/?#,\s]|$)")  # https://host:8080/a@b has no password
 WEB = ("http", "https", "s3", "gs", "file")  # their paths may hold @; a database's password /
-TOKEN = re.compile(r"(https?)://([^\s/:@?#]+)@", re.IGNORECASE)
+TOKEN = re.compile(r"(https?)://([^\s/:@?#]+):?@", re.IGNORECASE)
 PARAMETER = re.compile(r"(?<=[?&;#=])([\w.-]+)=(?=[^&;#\s])")
 SECRET = re.compile(
     r"(password|passwd|passphrase|token|secret|signature|credentials?|(api|access|account)[-_]?key"

@@ -10,6 +10,8 @@ from typing import Any
 
 OF_OBJECTS = ("callback", "logger")  # groups of any number of objects, each with a name
 
+OF_RUN = "of_run"  # the option of each group that a named run's own node is
+
 
 def typed(value: Any) -> str:  # noqa: ANN401 (whatever a configuration can hold)
     """A value as it is typed on the command line: ``null``, ``true``, ``[1,2]``, ``0.003``."""
@@ -49,6 +51,11 @@ def option_of(node: Mapping[str, Any]) -> str | None:
     if parts[0] == "src" and len(parts) > 3:
         return parts[-2]
     return re.sub(r"(?<=[a-z])(?=[A-Z]{2})", "_", parts[-1]).lower()
+
+
+def name_of_choice(option: str, node: Mapping[str, Any]) -> str:
+    """The option that was chosen of a group; where it is the named run's node, what that is."""
+    return (option_of(node) or option) if option == OF_RUN else option
 
 
 def flat(node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

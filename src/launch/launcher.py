@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.command import composing_words
 from src.config.output import quiet_logging
 from src.config.rank import is_first
-from src.config.run_config import name_of_choice
 from src.config.settings import check_settings
 from src.config.unread import check_read, check_taken
+from src.config.words import name_of_choice
 from src.errors import ConfigError, require
 from src.launch.job import FINISHED, Job, record_of, recorded
 from src.report.jobs import print_jobs, write_jobs

@@ -8,8 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.settings import setting_of
+from src.config.untrusted import check_config
 from src.config.words import flat, option_of, typed
-from src.errors import ConfigError
+from src.errors import ConfigError, first_line
 
 MUST_STAY = (  # everything else may change: how long, where, what is measured, logged and kept
     *("seed", "model", "dataset", "optimizer", "lr_schedule", "callback.ema"),
@@ -32,6 +33,10 @@ def model_of(cfg: DictConfig, content: Mapping[str, Any]) -> dict[str, Any]:
         cfg: composed on the run.
         content: of its checkpoint.
     """
+    try:
+        check_config(OmegaConf.to_container(cfg, resolve=True), cfg.trusted_packages)
+    except ValueError as error:
+        raise ConfigError(f"the configuration {first_line(error)}") from error
     own = {node: content["config"][node] for node in ("model", "dataset")}
     now = {node: OmegaConf.to_container(cfg[node], resolve=True) for node in own}
     found = changes(OmegaConf.to_container(cfg, resolve=False), kept(own), kept(now))

@@ -60,7 +60,7 @@ def find_checkpoint(path: str | os.PathLike[str], setting: str = "ckpt_path") ->
         raise CheckpointError(
             f"{setting}={path}: addresses are refused; download the file and give its path"
         )
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))
     if found.is_dir():
         candidates = CheckpointStore(found / "checkpoints").candidates()
         if not candidates:
