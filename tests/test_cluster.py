@@ -26,17 +26,16 @@ CPU_RANKS = ("trainer=ddp", "trainer.accelerator=cpu")
 SLURM = ("launcher=slurm", "launcher.poll=1")
 # Ray calls out at start
 IN_A_NETWORK_OF_ITS_OWN = ("unshare", "-n", "bash", "-c", 'ip link set lo up; exec "$@"', "-")
-RAY = (
-    f"{Path(sys.executable).parent}/ray start --head --port=6399 "
-    "--node-ip-address=127.0.0.1 --num-cpus=2"
-)
+RAY = f"{Path(sys.executable).parent}/ray"
+TOKEN = f"{RAY} get-auth-token --generate > /dev/null"  # a new machine has none
+START = f"{RAY} start --head --port=6399 --node-ip-address=127.0.0.1 --num-cpus=2"
 # the end of its first process is its end
 A_RAY_CLUSTER = ("unshare", "-n", "-p", "-f", "--mount-proc", "--kill-child")
 A_RAY_CLUSTER += (
     "bash",
     "-c",
-    f"ip link set lo up; export RAY_AUTH_MODE=token; {RAY} --include-dashboard=false || exit 1; "
-    '"$@"; exit $?',
+    f"ip link set lo up; export RAY_AUTH_MODE=token; {TOKEN}; "
+    f'{START} --include-dashboard=false || exit 1; "$@"; exit $?',
     "-",
 )
 STUDY = ("sweep=vae_tpe", "sweep.trials=3", "launcher.jobs=2", "network=mlp_autoencoder", *SHORT)

@@ -34,6 +34,7 @@ NEVER = {"hydra", "defaults", "provenance", TRUSTED}  # what acts, or is this co
 OF_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "default_root_dir")
 OF_TRAINING = {"trainer", "callback", "optimizer", "lr_schedule", "metric"}  # not of its outcome
 LEFT_OUT = {"evaluate": OF_TRAINING, "sample": {*OF_TRAINING, "features"}}
+STARTS = {"ckpt_path", "init_from"}
 NEEDED = ("model", "dataset", "trainer")  # nodes of every run
 OBJECTS = ("model", "features")
 MAX_CONFIG = 2**20  # bytes of a config.yaml
@@ -152,8 +153,10 @@ def on_run(config_name: str, words: list[str], inside: Inside) -> tuple[str, lis
     own = run.own or is_own(config)
     config = _of_base(config, config_name, run)
     _check_built(config, run, trusted)
+    typed = {_pair(word)[0] for word in words}
+    if STARTS & typed:  # one replaces the other
+        config = {key: config[key] for key in config if key not in STARTS}
     if not own:
-        typed = {_pair(word)[0] for word in words}
         needed = config_name != "sample"
         config = without_places(config, typed, f"{run.setting}={run.path}", needed)
     groups = {key: node for key, node in config.items() if (CONF / key).is_dir()}

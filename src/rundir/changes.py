@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.settings import setting_of
-from src.config.untrusted import check_config
+from src.config.untrusted import BUILT, check_config
 from src.config.words import flat, option_of, typed
 from src.errors import ConfigError, first_line
 
@@ -34,7 +34,9 @@ def model_of(cfg: DictConfig, content: Mapping[str, Any]) -> dict[str, Any]:
         content: of its checkpoint.
     """
     try:
-        check_config(OmegaConf.to_container(cfg, resolve=True), cfg.trusted_packages)
+        built = {group: cfg[group] for group in BUILT if group in cfg}
+        nodes = {group: OmegaConf.to_container(node, resolve=True) for group, node in built.items()}
+        check_config(nodes, cfg.trusted_packages)
     except ValueError as error:
         raise ConfigError(f"the configuration {first_line(error)}") from error
     own = {node: content["config"][node] for node in ("model", "dataset")}
