@@ -76,13 +76,10 @@ def named_run(words: list[str]) -> Named | None:
             return Named(directory, "hydra.run.dir", True, devices)
     for setting in ("ckpt_path", "init_from"):
         path = Path(os.path.expanduser(typed.get(setting) or "nowhere given"))
-        if os.path.isfile(path) or os.path.lexists(_recorded(path)) or _has_checkpoints(path):
+        is_run = os.path.lexists(_recorded(path)) or os.path.isdir(path / "checkpoints")
+        if os.path.isfile(path) or is_run:
             return Named(path, setting, False, devices)
     return None
-
-
-def _has_checkpoints(path: Path) -> bool:
-    return os.path.isdir(path / "checkpoints")
 
 
 def _pair(word: str) -> tuple[str, str]:
