@@ -1,7 +1,8 @@
 """What is not the run's own stays: files of users and of other processes, and earlier cards."""
 
+import atexit
 import json
-import multiprocessing
+import multiprocessing.util
 import os
 import threading
 
@@ -155,8 +156,8 @@ def test_a_process_ends_though_its_workers_are_deaf(tmp_path):
     held = []
     pid = os.fork()
     if not pid:
-        import atexit
-
+        atexit._clear()  # W&B's, for one, would delete a folder of the process of the tests
+        atexit.register(multiprocessing.util._exit_function)
         try:
             leave()
         finally:
